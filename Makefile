@@ -1,0 +1,51 @@
+# Each target works straight after `git clone`: the first one that needs the environment builds it.
+
+PYTHON ?= python3
+# Installed first and by itself, because which build of torch is right (CPU, CUDA, ROCm) depends on the machine.
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+DIST ?= dist
+# Further arguments for demo, test and bench: make test ARGS="-k layers"
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help install demo test check format bench build clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## create the environment; does nothing while pyproject.toml stays as it is
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)  ## train a small classifier on handwritten digits
+	$(BIN)/python examples/digits.py $(ARGS)
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## lint, formatting and types
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+
+format: $(STAMP)  ## repair what lint and formatting can repair
+	$(BIN)/python -m ruff check --fix
+	$(BIN)/python -m ruff format
+
+bench: $(STAMP)  ## measure what the bus, the hub and the hooks cost
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+build: $(STAMP)  ## build the wheel
+	$(BIN)/python -m build --wheel --outdir "$(DIST)"
+
+clean:  ## remove the environment, builds and caches; training runs stay
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,282 @@
+"""A thread <-> an event loop: runs coroutines on the loop while the thread waits and serves its mailbox.
+
+The loop holds one resident task per depth of nesting, because neither backend can start a task from a callback:
+depth 1 runs what depth 0 caused while the thread served its mailbox. A coroutine's error arrives on the thread as
+itself. When the run is cancelled, coroutines in flight are cancelled where they wait, later ones at their first
+wait, and only those that close the run are shielded, up to a deadline.
+
+Nothing above this file tells asyncio from trio.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Bridge", "CrossingCancelled", "LoopThread", "run_in_thread")
+
+import contextvars
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
+
+import anyio
+import anyio.abc
+
+from hookbus.errors import BusError, HandlerCancelled
+from hookbus.mailbox import LoopHandle, Mailbox
+from hookbus.types import Backend
+
+T = TypeVar("T")
+
+CLOSING_DEADLINE = 30.0
+"""Seconds that coroutines which close a run may take together."""
+
+
+class CrossingCancelled(BaseException):
+    """Raised on the thread when its run was cancelled while, or before, a coroutine ran for it."""
+
+
+class _Outcome(Generic[T]):
+    """What came of a call on another thread."""
+
+    value: T
+    error: BaseException | None = None
+
+    def take(self) -> T:
+        """Return the value or raise the error, as itself."""
+        if self.error is None:
+            return self.value
+        error, self.error = self.error, None
+        try:
+            raise error
+        finally:
+            del error  # the traceback holds this frame: do not close a cycle
+
+
+class _Crossing(_Outcome[T]):
+    """One coroutine on its way: what to run, and what came of it."""
+
+    def __init__(self, function: Callable[..., Awaitable[T]], arguments: tuple[Any, ...], *, closing: bool) -> None:
+        self.function = function
+        self.arguments = arguments
+        self.closing = closing
+        self.scope: anyio.CancelScope | None = None
+        self.done = False
+
+    def is_done(self) -> bool:
+        return self.done
+
+    def finish(self) -> None:
+        self.done = True
+
+    async def run(self, *, cancelled: bool) -> None:
+        """Run the coroutine on the loop; keep its outcome."""
+        deadline = anyio.current_time() + CLOSING_DEADLINE if self.closing else float("inf")
+        with anyio.CancelScope(deadline=deadline) as self.scope:
+            if cancelled and not self.closing:
+                self.scope.cancel()
+            try:
+                self.value = await self.function(*self.arguments)
+            except anyio.get_cancelled_exc_class() as error:
+                if self.scope.cancel_called:
+                    raise
+                self.error = HandlerCancelled("a handler was cancelled, but not by its run")
+                self.error.__cause__ = error
+            except BaseException as error:  # noqa: BLE001  it goes to the thread that waits
+                self.error = error
+        if self.scope.cancelled_caught:
+            late = f"the handlers that close the run took longer than {CLOSING_DEADLINE:g} s and were cancelled"
+            self.error = TimeoutError(late) if self.closing else CrossingCancelled()
+
+
+class _Resident:
+    """A task that waits on the loop for coroutines of one depth."""
+
+    def __init__(self) -> None:
+        self.crossing: _Crossing[Any] | None = None
+        self.called = anyio.Event()
+        self.scope = anyio.CancelScope(shield=True)
+
+    def wake(self) -> None:
+        self.called.set()
+
+
+class Bridge:
+    """Runs coroutines on an event loop for one thread, which waits for each of them."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self.mailbox = mailbox
+        self.cancelled = False
+        """Whether the run was cancelled from the loop's side."""
+        self._loop: LoopHandle | None = None
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._residents: list[_Resident] = []
+        self._depth = 0
+
+    # --- on the loop --------------------------------------------------------------------------------------------------
+
+    def open(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Take up residence on the running loop."""
+        self._loop = LoopHandle.current()
+        self._tasks = tasks
+        self._add_resident()
+
+    def close(self) -> None:
+        """Leave the loop; nothing may be in flight."""
+        self._loop = None
+        for resident in self._residents:
+            resident.scope.cancel()
+
+    def cancel(self) -> None:
+        """Cancel what is in flight and what comes later, except for what closes the run."""
+        self.cancelled = True
+        for resident in self._residents:
+            crossing = resident.crossing
+            if crossing is not None and crossing.scope is not None and not crossing.closing:
+                crossing.scope.cancel()
+
+    def _add_resident(self) -> None:
+        assert self._tasks is not None
+        resident = _Resident()
+        self._residents.append(resident)
+        self._tasks.start_soon(self._reside, resident, len(self._residents))
+
+    async def _reside(self, resident: _Resident, depth: int) -> None:
+        with resident.scope:
+            while True:
+                await resident.called.wait()
+                if len(self._residents) == depth:  # what runs now may cause a crossing one level deeper
+                    self._add_resident()
+                crossing = resident.crossing
+                assert crossing is not None
+                try:
+                    await crossing.run(cancelled=self.cancelled)
+                finally:  # whatever happens, the thread must hear of it
+                    resident.crossing = None
+                    resident.called = anyio.Event()  # before it hears: its next call may come at once
+                    self.mailbox.put(crossing.finish)
+
+    # --- on the thread ------------------------------------------------------------------------------------------------
+
+    def call(self, function: Callable[..., Awaitable[T]], *arguments: Any, closing: bool = False) -> T:
+        """Run a coroutine function on the loop, wait for it, and return or raise what came of it.
+
+        Raises:
+            CrossingCancelled: the run was cancelled.
+            BusError: the event loop has ended.
+        """
+        crossing: _Crossing[T] = _Crossing(function, arguments, closing=closing)
+        resident = self._residents[self._depth]
+        resident.crossing = crossing
+        if self._loop is None or not self._loop.call_soon(resident.wake):
+            resident.crossing = None
+            msg = "the event loop that runs the awaited handlers has ended before the run did"
+            raise BusError(msg)
+        self._depth += 1
+        try:
+            self._wait(crossing)
+        finally:
+            self._depth -= 1
+        return crossing.take()
+
+    def _wait(self, crossing: _Crossing[Any]) -> None:
+        try:
+            self.mailbox.wait(crossing.is_done)
+        except BaseException:  # a signal, for instance: the coroutine must not outlive its publish
+            if crossing.scope is not None and self._loop is not None:
+                self._loop.call_soon(crossing.scope.cancel)
+                self.mailbox.wait(crossing.is_done, timeout=CLOSING_DEADLINE)
+            raise
+
+
+class LoopThread:
+    """A joined thread with an event loop of its own, for threads that have none at hand."""
+
+    def __init__(self, bridge: Bridge, backend: Backend) -> None:
+        self._bridge = bridge
+        self._backend = backend
+        self._ready = threading.Event()
+        self._leave: anyio.Event | None = None
+        self._loop: LoopHandle | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="hookbus-loop")
+
+    def start(self) -> None:
+        """Start the loop and wait until it is ready."""
+        self._thread.start()
+        self._ready.wait()
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
+
+    def stop(self) -> None:
+        """End the loop and join the thread."""
+        assert self._loop is not None
+        assert self._leave is not None
+        self._loop.call_soon(self._leave.set)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._serve, backend=self._backend)
+        except BaseException as error:  # noqa: BLE001  raised by start or stop
+            self._error = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop = LoopHandle.current()
+        self._leave = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            self._bridge.open(tasks)
+            self._ready.set()
+            await self._leave.wait()
+            self._bridge.close()
+
+
+async def run_in_thread(bridge: Bridge, body: Callable[[], T], *, name: str, on_cancel: Callable[[], None]) -> T:
+    """Run `body` on a new thread, serve its crossings on the running loop, and join it.
+
+    When the caller is cancelled, `on_cancel` is called on the loop, the crossings are cancelled, and the thread is
+    waited for all the same; then the cancellation goes on. An error of `body` is raised as itself.
+    """
+    outcome: _Outcome[T] = _Outcome()
+    finished = anyio.Event()
+    loop = LoopHandle.current()
+
+    def main() -> None:
+        try:
+            outcome.value = body()
+        except BaseException as error:  # noqa: BLE001  raised on the loop
+            outcome.error = error
+        finally:
+            loop.call_soon(finished.set)
+
+    cancellation: BaseException | None = None
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(main,), name=name)
+    try:
+        async with anyio.create_task_group() as tasks:
+            bridge.open(tasks)
+            thread.start()
+            cancellation = await _wait_out(finished, [on_cancel, bridge.cancel])
+            thread.join()
+            bridge.close()
+    except anyio.get_cancelled_exc_class() as error:
+        cancellation = error
+    if cancellation is not None and isinstance(outcome.error, CrossingCancelled | None):
+        raise cancellation
+    return outcome.take()
+
+
+async def _wait_out(finished: anyio.Event, on_cancel: list[Callable[[], None]]) -> BaseException | None:
+    """Wait for `finished` whatever happens; return the cancellation that came meanwhile."""
+    cancellation: BaseException | None = None
+    while not finished.is_set():
+        try:
+            with anyio.CancelScope(shield=cancellation is not None):
+                await finished.wait()
+        except anyio.get_cancelled_exc_class() as error:
+            cancellation = error
+            for call in on_cancel:
+                call()
+    return cancellation

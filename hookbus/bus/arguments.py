@@ -1,0 +1,101 @@
+"""Arguments by name: works out, once, how to call a handler with what its signature asks for."""
+
+from __future__ import annotations
+
+__all__ = ("CallPlan", "bind_arguments", "is_async", "offered_names")
+
+import functools
+import inspect
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from hookbus.errors import HandlerSignatureError, SubscriptionError, choices
+from hookbus.events import Event
+from hookbus.types import Handler
+
+
+@dataclass(frozen=True)
+class CallPlan:
+    """How to call one handler: source text of its arguments, and the live names they need."""
+
+    arguments: str
+    live_names: tuple[str, ...]
+
+
+def is_async(handler: Handler) -> bool:
+    """Return whether calling `handler` gives a coroutine to be awaited."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
+
+
+def offered_names(event_type: type[Event]) -> dict[str, str]:
+    """Return every name that a handler of this event may ask for, with the source text that supplies it."""
+    offered = {"event": "event", "hub": "hub"}
+    if getattr(event_type, "mode", None) is not None:
+        offered["mode"] = repr(event_type.mode)  # type: ignore[attr-defined]  # mount points have one
+    offered |= {name: name for name in event_type.live}
+    return offered | {field: f"event.{field}" for field in event_type.__struct_fields__}
+
+
+def bind_arguments(handler: Handler, event_type: type[Event], name: str) -> CallPlan:
+    """Work out how to call `handler` for events of `event_type`.
+
+    Raises:
+        HandlerSignatureError: a required parameter has a name that the event does not offer.
+        SubscriptionError: the handler has no readable signature, or is a generator.
+    """
+    if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
+        msg = f"{name} is a generator function; a handler is a function or a coroutine function"
+        raise SubscriptionError(msg)
+    offered = offered_names(event_type)
+    annotations = _annotations(handler)
+    arguments: list[str] = []
+    by_keyword = False
+    for parameter in _parameters(handler, name):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        source = _source(parameter, annotations.get(parameter.name), event_type, offered)
+        if source is None and parameter.default is parameter.empty:
+            raise HandlerSignatureError(_refusal(name, parameter.name, event_type, offered))
+        if source is None or parameter.kind is parameter.KEYWORD_ONLY:
+            by_keyword = True  # from the first one left out, the others go by keyword
+        if source is not None:
+            arguments.append(f"{parameter.name}={source}" if by_keyword else source)
+    live_names = tuple(live for live in event_type.live if any(_is_value(live, given) for given in arguments))
+    return CallPlan(", ".join(arguments), live_names)
+
+
+def _is_value(live: str, given: str) -> bool:
+    return given.rpartition("=")[2] == live
+
+
+def _parameters(handler: Handler, name: str) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(handler).parameters.values())
+    except (ValueError, TypeError):
+        msg = f"{name} has no readable signature; wrap it: lambda event: ..."
+        raise SubscriptionError(msg) from None
+
+
+def _annotations(handler: Handler) -> dict[str, Any]:
+    """Return the annotations, resolved where possible: one that only a type checker can see is not needed here."""
+    function = handler.func if isinstance(handler, functools.partial) else handler
+    function = function if inspect.isroutine(function) else type(function).__call__
+    try:
+        return typing.get_type_hints(function)
+    except Exception:  # noqa: BLE001  annotations may hold anything; names decide then
+        return {}
+
+
+def _source(parameter: inspect.Parameter, annotation: Any, event_type: type[Event], offered: dict[str, str]) -> str | None:
+    if isinstance(annotation, type) and issubclass(annotation, Event):
+        if issubclass(event_type, annotation) or issubclass(annotation, event_type):
+            return "event"
+        return None
+    return offered.get(parameter.name)
+
+
+def _refusal(name: str, parameter: str, event_type: type[Event], offered: dict[str, str]) -> str:
+    return f"{name} asks for {parameter!r}, which {event_type.__name__} does not offer; {choices(parameter, offered)}"

@@ -1,0 +1,466 @@
+"""The event bus.
+
+For one publish, handlers run in ascending priority, ties in the order of subscription, sync and async in one order.
+Each subscription that was active when the publish began gets the event exactly once; one added or cancelled
+meanwhile takes effect from the next publish. A publish inside a handler runs to its end first.
+
+Where the background lane will stand: a third `Lane`, whose subscriptions `compile_plan` turns into one append to an
+outbox at the head of the generated function; nothing else in here has to change.
+"""
+
+from __future__ import annotations
+
+__all__ = ("EventBus",)
+
+import sys
+import threading
+import time
+from _thread import get_ident
+from bisect import insort
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from itertools import count
+from types import MappingProxyType, TracebackType
+from typing import Any, TextIO, TypeVar, cast, get_args
+
+import anyio
+import anyio.abc
+
+from hookbus._named import NamedInstances, check_name
+from hookbus.bus.arguments import bind_arguments, is_async
+from hookbus.bus.costs import CostWatch
+from hookbus.bus.explain import PlanEntry, describe_plans
+from hookbus.bus.hook_methods import hook_methods
+from hookbus.bus.hook_subscriptions import HookSubscriptions
+from hookbus.bus.host import CallersLoop, Host, OwnThread
+from hookbus.bus.plan import Nesting, Plan, compile_plan
+from hookbus.bus.subscription import Counter, ErrorPolicy, Lane, Subscription, SubscriptionStats
+from hookbus.errors import BusError, BusNotEntered, EventDefinitionError, Skip, SubscriptionError, WrongThread, choices
+from hookbus.events import MOUNT_POINTS, Event
+from hookbus.hub import MessageHub
+from hookbus.mailbox import Acknowledgement
+from hookbus.priority import Priority, get_priority
+from hookbus.types import Backend, Handler, HookLike, Live
+
+E = TypeVar("E", bound=Event)
+F = TypeVar("F", bound=Handler)
+
+_NO_LIVE: Live = MappingProxyType({})
+
+
+class EventBus:
+    """Hands typed events to handlers in the order of their priorities.
+
+    It works at once for inline handlers. Awaited handlers need an event loop: `with bus:` starts one on a thread of
+    its own, `async with bus:` uses the caller's, and a run brings its own.
+
+    Args:
+        name: letters, digits, dots, dashes and underscores.
+        hub: the message hub that handlers get as `hub`; one of the same name where left out.
+        backend: the event loop that `with bus:` starts.
+        cost_warning: share of the step from which an awaited handler is named in the log.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        hub: MessageHub | None = None,
+        backend: Backend = "asyncio",
+        cost_warning: float = 0.1,
+    ) -> None:
+        self.name = "hookbus" if name is None else check_name(name, "the name of an event bus")
+        self._hub = hub if hub is not None else MessageHub(self.name)
+        self._backend: Backend = backend
+        self._lock = threading.RLock()
+        self._order = count()
+        self._subscriptions: list[Subscription[Any]] = []
+        self._counters: dict[type[Event], Counter] = {}
+        self._plans: dict[type[Event], Plan] = {}
+        self._emitters: dict[type[Event], Callable[[Event, Live], Skip | None]] = {}
+        self._occupied: dict[type[Event], bool] = {}
+        self._nesting = Nesting()
+        self._costs = CostWatch(cost_warning)
+        self._host: Host | None = None
+        self._thread_id: int | None = None
+        self._tasks: anyio.abc.TaskGroup | None = None
+
+    def __repr__(self) -> str:
+        return f"<EventBus {self.name!r}: {len(self._subscriptions)} subscriptions>"
+
+    # --- finding buses ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def get_instance(cls, name: str) -> EventBus:
+        """Return the bus of that name; it is made, and held for the run to come, where there is none."""
+        return _buses.get(check_name(name, "the name of an event bus"), lambda: cls(name))
+
+    @classmethod
+    def for_run(cls, name: str) -> EventBus:
+        """Return the bus for a new run of that name: the one that others have subscribed to, or a fresh one."""
+        return _buses.adopt(name, lambda: cls(name), lambda bus: bus._host is None)
+
+    @property
+    def hub(self) -> MessageHub:
+        """The message hub that handlers get as `hub`."""
+        return self._hub
+
+    @hub.setter
+    def hub(self, hub: MessageHub) -> None:
+        with self._lock:
+            self._hub = hub
+            self._forget_plans()
+
+    # --- subscribing --------------------------------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        event_type: type[E],
+        handler: Handler,
+        *,
+        priority: int | str | Priority = Priority.NORMAL,
+        every: int = 1,
+        once: bool = False,
+        when: Callable[[E], object] | None = None,
+        background: bool = False,
+        timeout: float | None = None,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Subscription[E]:
+        """Have `handler` called for events of `event_type` and of its subclasses.
+
+        Args:
+            event_type: an event class; a base class hears all its subclasses.
+            handler: a function or coroutine function; it gets what its parameters name.
+            priority: its place in the order; lower numbers run first.
+            every: call it for every n-th only, of what the event class counts.
+            once: call it a single time, then cancel.
+            when: call it only for events for which this is true.
+            background: not available yet.
+            timeout: seconds that a coroutine function may take.
+            on_error: `"raise"` (the default) ends the publish and the run with the error; `"log"` logs and goes on.
+            name: what it is called in plans, notes and logs.
+
+        Raises:
+            SubscriptionError: an option does not fit.
+            HandlerSignatureError: the handler asks for a name that the event does not offer.
+            ConfigError: the priority is unknown.
+        """
+        _check_event_type(event_type)
+        _check_callable(handler, event_type)
+        handler_name = name or _name_of(handler)
+        call = bind_arguments(handler, event_type, handler_name)
+        lane = Lane.AWAITED if is_async(handler) else Lane.INLINE
+        _check_options(handler_name, lane, every=every, when=when, background=background, timeout=timeout)
+        subscription = Subscription(
+            event_type,
+            handler,
+            name=handler_name,
+            priority=get_priority(priority),
+            order=next(self._order),
+            lane=lane,
+            call=call,
+            every=every,
+            once=once,
+            when=when,
+            timeout=timeout,
+            on_error=_check_policy(handler_name, on_error),
+            on_cancel=self._remove,
+        )
+        with self._lock:
+            insort(self._subscriptions, subscription, key=lambda s: (s.priority, s.order))
+            self._forget_plans()
+        return subscription
+
+    def on(self, event_type: type[E], **options: Any) -> Callable[[F], F]:
+        """Subscribe the decorated function; takes the options of `subscribe`."""
+
+        def decorate(handler: F) -> F:
+            self.subscribe(event_type, handler, **options)
+            return handler
+
+        return decorate
+
+    def add_hook(self, hook: HookLike, priority: int | str | Priority | None = None) -> HookSubscriptions:
+        """Subscribe every method of `hook` that is named after a mount point or decorated with `on`.
+
+        Raises:
+            SubscriptionError: it is not a hook, a method is nearly named like a mount point, or one asks for a
+                name that its event does not offer. Nothing is subscribed then.
+        """
+        own = get_priority(priority if priority is not None else getattr(hook, "priority", Priority.NORMAL))
+        added: list[Subscription[Any]] = []
+        try:
+            for method in hook_methods(hook):
+                options = dict(method.options)
+                if priority is not None or "priority" not in options:
+                    options["priority"] = own
+                added.append(self.subscribe(method.event_type, method.handler, **{"name": method.name} | options))
+        except Exception:
+            for subscription in added:
+                subscription.cancel()
+            raise
+        return HookSubscriptions(hook, added)
+
+    def has_subscribers(self, event_type: type[Event]) -> bool:
+        """Return whether anybody hears events of that type; one look-up."""
+        try:
+            return self._occupied[event_type]
+        except KeyError:
+            return bool(self._plan(event_type).subscriptions)
+
+    def _remove(self, subscription: Subscription[Any]) -> None:
+        with self._lock:
+            self._subscriptions.remove(subscription)
+            self._forget_plans()
+
+    def _forget_plans(self) -> None:
+        self._plans, self._emitters, self._occupied = {}, {}, {}
+
+    def _plan(self, event_type: type[Event]) -> Plan:
+        """Return the plan of an event type, compiled where it is not."""
+        with self._lock:
+            plan = self._plans.get(event_type)
+            if plan is None:
+                _check_event_type(event_type)
+                counter = self._counters.setdefault(event_type, Counter())
+                heard = [s for s in self._subscriptions if issubclass(event_type, s.event_type)]
+                for subscription in heard:
+                    subscription.count_from(event_type, counter)
+                plan = compile_plan(event_type, heard, counter, self._nesting, self._hub, self._cross)
+                self._plans[event_type] = plan
+                self._emitters[event_type] = plan.emit
+                self._occupied[event_type] = bool(heard)
+            return plan
+
+    # --- publishing ---------------------------------------------------------------------------------------------------
+
+    def emit(self, event: Event, live: Live = _NO_LIVE) -> Skip | None:
+        """Publish from the thread that owns the bus; return when every handler is done.
+
+        Returns the `Skip` of a handler that vetoed what a skippable event announces, else None.
+
+        Raises:
+            WrongThread: this is not the thread that owns the bus; use `publish` or `post`.
+            BusNotEntered: awaited handlers subscribe, and there is no event loop for them.
+            PublishDepthExceeded: publishes are nested too deep.
+        """
+        if self._thread_id is not None and get_ident() != self._thread_id:
+            raise WrongThread(_not_here("emit", event, self.name))
+        try:  # costs nothing where it succeeds, unlike asking first
+            emitter = self._emitters[type(event)]
+        except KeyError:
+            emitter = self._plan(type(event)).emit
+        return emitter(event, live)
+
+    def publish(self, event: Event, live: Live = _NO_LIVE) -> Awaitable[Skip | None]:
+        """Publish from a coroutine: `await bus.publish(event)` returns when every handler is done.
+
+        On the bus of a run, the training thread emits the event at its next safe point.
+
+        Raises:
+            WrongThread: the bus was entered on another event loop; use `post`.
+            BusNotEntered: awaited handlers subscribe, and there is no event loop for them.
+        """
+        host = self._host
+        if host is not None and not host.on_own_loop:
+            return self.post(event, live)
+        if self._thread_id is not None and get_ident() != self._thread_id:
+            raise WrongThread(_not_here("publish", event, self.name))
+        plan = self._plans.get(type(event)) or self._plan(type(event))
+        if host is None and plan.has_awaited:
+            raise BusNotEntered(_not_entered(event))
+        return plan.publish(event, live)
+
+    def post(self, event: Event, live: Live = _NO_LIVE) -> Acknowledgement[Skip | None]:
+        """Publish from any thread: returns at once an acknowledgement that may be awaited or waited for.
+
+        Raises:
+            BusNotEntered: nobody owns the bus who could publish the event.
+        """
+        if self._host is None:
+            raise BusNotEntered(_not_entered(event))
+        return self._host.post(
+            lambda: self.emit(event, live),
+            lambda: self._plan(type(event)).publish(event, live),
+            f"the publish of {type(event).__name__}",
+        )
+
+    def _cross(self, group: Callable[..., Awaitable[Any]], *arguments: Any, closing: bool = False) -> Skip | None:
+        """Run a group of awaited handlers on the event loop while the publisher waits."""
+        if self._host is None:
+            raise BusNotEntered(_not_entered(arguments[0]))
+        started = time.perf_counter()
+        try:
+            return cast("Skip | None", self._host.cross(group, *arguments, closing=closing))
+        finally:
+            self._costs.note_crossing(group, time.perf_counter() - started)
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def plan(self, event_type: type[Event]) -> tuple[PlanEntry, ...]:
+        """Return the handlers of an event type in the order in which they run."""
+        return tuple(PlanEntry.of(subscription) for subscription in self._plan(event_type).subscriptions)
+
+    def describe(self) -> str:
+        """Return the plans of all events that anybody hears, as text."""
+        own = {s.event_type for s in self._subscriptions} | self._counters.keys()
+        types = [*MOUNT_POINTS.values(), *(t for t in own if t not in MOUNT_POINTS.values() and t in self._counters)]
+        types += [s.event_type for s in self._subscriptions if not issubclass(s.event_type, tuple(types))]
+        return describe_plans((event_type, self.plan(event_type)) for event_type in dict.fromkeys(types))
+
+    def explain(self, file: TextIO | None = None) -> None:
+        """Print who hears what, in order."""
+        print(self.describe(), file=file or sys.stdout)
+
+    def stats(self) -> list[SubscriptionStats]:
+        """Return the counts of every subscription, in order."""
+        with self._lock:
+            return [subscription.stats() for subscription in self._subscriptions]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `every=` counts for events that count their publishes."""
+        with self._lock:
+            return {"published": {_tag(t): c.published for t, c in self._counters.items() if t.counted is None}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on counting where a saved bus stood."""
+        for event_type in _all_event_types(Event):
+            published = state_dict["published"].get(_tag(event_type))
+            if published is not None and event_type.counted is None:
+                with self._lock:
+                    self._counters.setdefault(event_type, Counter()).published = published
+
+    # --- entering -----------------------------------------------------------------------------------------------------
+
+    def enter(self, host: Host) -> None:
+        """Give the bus to a host, which from now on owns it.
+
+        Raises:
+            BusError: it has one already.
+        """
+        with self._lock:
+            if self._host is not None:
+                msg = f"the event bus {self.name!r} is in use: a run or a with block owns it until it ends"
+                raise BusError(msg)
+            self._host, self._thread_id = host, host.thread_id
+            self._costs.restart()
+
+    def leave(self) -> None:
+        """Take the bus back from its host."""
+        with self._lock:
+            self._host = self._thread_id = None
+
+    def __enter__(self) -> EventBus:
+        host = OwnThread(self._hub, self._backend)
+        self.enter(host)
+        try:
+            host.start()
+        except BaseException:
+            self.leave()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        assert isinstance(self._host, OwnThread)
+        try:
+            self._host.stop()
+        finally:
+            self.leave()
+
+    async def __aenter__(self) -> EventBus:
+        tasks = anyio.create_task_group()
+        await tasks.__aenter__()
+        try:
+            self.enter(CallersLoop(tasks))
+        except BaseException:
+            tasks.cancel_scope.cancel()
+            await tasks.__aexit__(None, None, None)
+            raise
+        self._tasks = tasks
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        assert self._tasks is not None
+        tasks, self._tasks = self._tasks, None
+        self.leave()
+        tasks.cancel_scope.cancel()
+        await tasks.__aexit__(None, None, None)  # the body's own error goes on as itself, not in a group
+
+
+def _check_event_type(event_type: object) -> None:
+    if not (isinstance(event_type, type) and issubclass(event_type, Event)):
+        msg = f"an event type must be a subclass of Event, got {event_type!r}"
+        if isinstance(event_type, str):
+            msg += f"; {choices(event_type, [t.__name__ for t in MOUNT_POINTS.values()])}"
+        raise EventDefinitionError(msg)
+
+
+def _check_callable(handler: object, event_type: type[Event]) -> None:
+    if not callable(handler):
+        msg = f"a handler must be a function or a coroutine function, got {handler!r} for {event_type.__name__}"
+        raise SubscriptionError(msg)
+
+
+def _check_options(name: str, lane: Lane, *, every: Any, when: Any, background: Any, timeout: Any) -> None:
+    """Refuse options that do not fit, naming the handler."""
+    if background:
+        msg = f"{name}: background=True is not available yet; an awaited or inline handler is"
+        raise NotImplementedError(msg)
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        msg = f"{name}: every must be a whole number of at least 1, got {every!r}"
+        raise SubscriptionError(msg)
+    if when is not None and not callable(when):
+        msg = f"{name}: when must be a function of the event, got {when!r}"
+        raise SubscriptionError(msg)
+    if timeout is not None and lane is Lane.INLINE:
+        msg = f"{name}: timeout={timeout!r} limits coroutine functions only; a function on the training thread runs to its end"
+        raise SubscriptionError(msg)
+    if timeout is not None and not timeout > 0:
+        msg = f"{name}: timeout must be a positive number of seconds, got {timeout!r}"
+        raise SubscriptionError(msg)
+
+
+def _check_policy(name: str, on_error: str | None) -> ErrorPolicy:
+    valid: tuple[ErrorPolicy, ...] = get_args(ErrorPolicy)
+    for policy in valid:
+        if on_error == policy:
+            return policy
+    if on_error is not None:
+        msg = f"{name}: unknown on_error {on_error!r}; {choices(str(on_error), valid)}"
+        raise SubscriptionError(msg)
+    return "raise"
+
+
+def _name_of(handler: Any) -> str:
+    while hasattr(handler, "func"):
+        handler = handler.func
+    owner = getattr(handler, "__self__", None)
+    if owner is not None and not isinstance(owner, type):
+        return f"{type(owner).__name__}.{handler.__name__}"
+    name = getattr(handler, "__qualname__", None) or type(handler).__name__
+    return str(name).rpartition("<locals>.")[2]
+
+
+def _not_here(verb: str, event: Event, bus: str) -> str:
+    name = type(event).__name__
+    return (
+        f"{verb}({name}) was called on a thread that does not own the event bus {bus!r}; "
+        f"use: await bus.publish({name}(...)) in a coroutine of its loop, bus.post({name}(...)) anywhere else"
+    )
+
+
+def _not_entered(event: Event) -> str:
+    return f"{type(event).__name__} needs an event loop for its awaited handlers: enter the bus (with bus: or async with bus:)"
+
+
+def _tag(event_type: type[Event]) -> str:
+    return str(event_type.__struct_config__.tag)
+
+
+def _all_event_types(base: type[Event]) -> Iterator[type[Event]]:
+    for event_type in base.__subclasses__():
+        yield event_type
+        yield from _all_event_types(event_type)
+
+
+_buses: NamedInstances[EventBus] = NamedInstances()

@@ -1,0 +1,63 @@
+"""What happens when a handler raises: the error goes on as itself with a note, or is logged and counted."""
+
+from __future__ import annotations
+
+__all__ = ("add_note", "end_in_failure", "log_failure", "raise_all")
+
+import logging
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from hookbus.bridge import CrossingCancelled
+from hookbus.bus.subscription import Subscription
+from hookbus.errors import Skip, describe_error
+from hookbus.events import Event
+
+_logger = logging.getLogger("hookbus")
+
+
+def end_in_failure(subscriptions: Sequence[Subscription[Any]], index: int, error: BaseException, event: Event) -> None:
+    """Count the failure of one handler of a plan, note on the error where it was, and count who misses out."""
+    for later in subscriptions[index + 1 :]:
+        later.missed += 1
+    if isinstance(error, CrossingCancelled):
+        return
+    failed = subscriptions[index]
+    failed.failures += 1
+    if isinstance(error, Exception):  # the others pass through untouched
+        add_note(error, failed, event)
+
+
+def add_note(error: BaseException, subscription: Subscription[Any], event: Event) -> None:
+    """Note on an error which handler raised it, and for which event."""
+    error.add_note(f"while {subscription.name} handled {event!r}")
+    if isinstance(error, Skip):
+        error.add_note(f"{type(event).__name__} announces nothing that could be skipped")
+
+
+def log_failure(subscription: Subscription[Any], error: Exception, event: Event) -> None:
+    """Count a failure, and log it the first time it looks like this."""
+    subscription.failures += 1
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    likeness = f"{type(error).__name__} at {place.filename}:{place.lineno}"
+    if likeness in subscription.seen_messages:
+        return
+    subscription.seen_messages.add(likeness)
+    message = "%s failed on %r and goes on (on_error='log'; repeats are counted, not logged): %s"
+    try:
+        _logger.error(message, subscription.name, event, describe_error(error), exc_info=error)
+    except Exception:  # noqa: BLE001  an error whose text cannot be built must not become another one
+        _logger.error(message, subscription.name, event, describe_error(error))
+
+
+def raise_all(errors: Sequence[BaseException]) -> None:
+    """Raise the first of several errors, the others noted on it."""
+    if not errors:
+        return
+    first, *later = errors
+    for error in later:
+        first.add_note(f"and later: {describe_error(error)}")
+        for note in getattr(error, "__notes__", ()):
+            first.add_note(f"    {note}")
+    raise first

@@ -1,0 +1,113 @@
+"""Which methods of a hook subscribe to which events, and the decorators that say so."""
+
+from __future__ import annotations
+
+__all__ = ("HookMethod", "every", "hook_methods", "on")
+
+import difflib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+from hookbus.errors import SubscriptionError, UnknownMountPoint, choices
+from hookbus.events import MOUNT_POINTS, Event
+from hookbus.types import Handler, HookLike
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MARKS = "__hookbus_subscriptions__"
+_EVERY = "__hookbus_every__"
+_ALIKE = 0.8
+"""From this likeness on, a method name is taken for a misspelt mount point."""
+_SHARED = {
+    "_before_epoch": ("before_train_epoch", "before_val_epoch", "before_test_epoch"),
+    "_after_epoch": ("after_train_epoch", "after_val_epoch", "after_test_epoch"),
+    "_before_iter": ("before_train_iter", "before_val_iter", "before_test_iter"),
+    "_after_iter": ("after_train_iter", "after_val_iter", "after_test_iter"),
+}
+"""Methods that stand for three mount points each; a method of the mount point itself goes first."""
+
+
+class HookMethod(NamedTuple):
+    """One subscription that a hook asks for."""
+
+    event_type: type[Event]
+    handler: Handler
+    name: str
+    options: dict[str, Any]
+
+
+def on(event_type: type[Event], **options: Any) -> Callable[[F], F]:
+    """Subscribe a hook's method to an event when the hook is added; takes the options of `EventBus.subscribe`."""
+
+    def mark(method: F) -> F:
+        marks = [*getattr(method, _MARKS, ()), (event_type, options)]
+        setattr(method, _MARKS, marks)
+        return method
+
+    return mark
+
+
+def every(n: int) -> Callable[[F], F]:
+    """Call a hook's mount-point method only every `n` of what its event counts."""
+
+    def mark(method: F) -> F:
+        setattr(method, _EVERY, n)
+        return method
+
+    return mark
+
+
+def hook_methods(hook: HookLike) -> list[HookMethod]:
+    """Return the subscriptions that a hook asks for, in the order of the loop map.
+
+    Raises:
+        UnknownMountPoint: a method is nearly named like a mount point.
+        SubscriptionError: it is a class instead of an instance, or has no method that could be called.
+    """
+    if isinstance(hook, type):
+        msg = f"a hook must be an instance, got the class {hook.__name__}; add {hook.__name__}(...)"
+        raise SubscriptionError(msg)
+    found = [*_mount_points(hook), *_marked(hook)]
+    if not found and not hasattr(hook, "priority"):
+        msg = f"not a hook: {hook!r} has no method named after a mount point; {choices('', MOUNT_POINTS)}"
+        raise SubscriptionError(msg)
+    return found
+
+
+def _mount_points(hook: HookLike) -> Iterator[HookMethod]:
+    _refuse_near_misses(hook)
+    owner = type(hook).__name__
+    uses = getattr(hook, "uses", None)
+    for mount_point, event_type in MOUNT_POINTS.items():
+        name = _method_for(hook, mount_point)
+        method = getattr(hook, name, None) if name else None
+        if method is None or hasattr(method, _MARKS) or (uses is not None and not uses(mount_point)):
+            continue
+        options = {"every": getattr(method, _EVERY)} if hasattr(method, _EVERY) else {}
+        yield HookMethod(event_type, method, f"{owner}.{name}", options)
+
+
+def _method_for(hook: HookLike, mount_point: str) -> str | None:
+    """Return the name of the method that serves a mount point: its own, or a shared one."""
+    if callable(getattr(hook, mount_point, None)):
+        return mount_point
+    shared = (name for name, mount_points in _SHARED.items() if mount_point in mount_points)
+    return next((name for name in shared if callable(getattr(hook, name, None))), None)
+
+
+def _marked(hook: HookLike) -> Iterator[HookMethod]:
+    for name in dir(type(hook)):
+        method = getattr(hook, name, None) if not name.startswith("__") else None
+        for event_type, options in getattr(method, _MARKS, ()):
+            assert method is not None
+            yield HookMethod(event_type, method, f"{type(hook).__name__}.{name}", dict(options))
+
+
+def _refuse_near_misses(hook: HookLike) -> None:
+    for name in dir(type(hook)):
+        if name in MOUNT_POINTS or name.startswith("_") or hasattr(getattr(type(hook), name), _MARKS):
+            continue
+        near = difflib.get_close_matches(name, MOUNT_POINTS, n=1, cutoff=_ALIKE)
+        if near and callable(getattr(type(hook), name)):
+            msg = f"{type(hook).__name__}.{name} is not a mount point; did you mean {near[0]!r}?"
+            raise UnknownMountPoint(f"{msg} valid choices: {', '.join(MOUNT_POINTS)}")

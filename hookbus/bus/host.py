@@ -1,0 +1,134 @@
+"""Who runs the awaited handlers of a bus: what a bus asks of its host, and the two hosts of a stand-alone bus."""
+
+from __future__ import annotations
+
+__all__ = ("CallersLoop", "Host", "OwnThread")
+
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+import anyio
+import anyio.abc
+
+from hookbus._current import Writing, current_hub, current_writing
+from hookbus.bridge import Bridge, LoopThread
+from hookbus.errors import WouldDeadlock, WrongThread
+from hookbus.hub import MessageHub
+from hookbus.mailbox import Acknowledgement, LoopHandle, Mailbox
+from hookbus.types import Backend
+
+T = TypeVar("T")
+
+
+class Host(Protocol):
+    """Runs a bus: owns the thread that emits, and reaches the loop that awaits."""
+
+    thread_id: int
+    on_own_loop: bool
+    """Whether the emitting thread is itself the one of the event loop."""
+
+    def cross(self, function: Callable[..., Awaitable[T]], *arguments: Any, closing: bool = False) -> T:
+        """Run a coroutine function on the event loop and wait for it."""
+        ...
+
+    def post(self, emit: Callable[[], T], publish: Callable[[], Awaitable[T]], what: str) -> Acknowledgement[T]:
+        """Have an event published at the next safe point, by whichever of the two ways fits."""
+        ...
+
+
+async def as_handler(hub: MessageHub, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    """Run awaited handlers with what they are entitled to: their run's hub, which they may write to."""
+    writing = Writing(hub)
+    current_hub.set(hub)
+    current_writing.set(writing)
+    try:
+        return await function(*arguments)
+    finally:
+        writing.hub = None
+
+
+class OwnThread:
+    """`with bus:` - the entering thread emits, a joined thread with a loop of its own runs awaited handlers."""
+
+    on_own_loop = False
+
+    def __init__(self, hub: MessageHub, backend: Backend) -> None:
+        self.thread_id = threading.get_ident()
+        self.mailbox = Mailbox()
+        self._hub = hub
+        self._bridge = Bridge(self.mailbox)
+        self._loop_thread = LoopThread(self._bridge, backend)
+
+    def start(self) -> None:
+        """Start the event loop and wait until it is ready."""
+        self._loop_thread.start()
+
+    def stop(self) -> None:
+        """Carry out what was asked for, end the loop, join its thread."""
+        try:
+            self.mailbox.serve()
+        finally:
+            self._loop_thread.stop()
+        self.mailbox.serve()
+
+    def cross(self, function: Callable[..., Awaitable[T]], *arguments: Any, closing: bool = False) -> T:
+        """Run a coroutine function on the event loop and wait for it."""
+        value: T = self._bridge.call(as_handler, self._hub, function, *arguments, closing=closing)
+        return value
+
+    def post(self, emit: Callable[[], T], publish: Callable[[], Awaitable[T]], what: str) -> Acknowledgement[T]:
+        """Have the entering thread emit while it waits for a handler, or when it serves."""
+        answer: Acknowledgement[T] = Acknowledgement(what, check_wait=self._refuse_own_thread)
+        self.mailbox.put(lambda: answer.carry_out(emit))
+        return answer
+
+    def _refuse_own_thread(self) -> None:
+        if threading.get_ident() == self.thread_id:
+            msg = "the thread that entered the bus waits for something that only it can do, at its next publish"
+            raise WouldDeadlock(msg)
+
+
+class CallersLoop:
+    """`async with bus:` - everything runs on the loop of the task that entered."""
+
+    on_own_loop = True
+
+    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+        self.thread_id = threading.get_ident()
+        self._loop = LoopHandle.current()
+        self._tasks = tasks
+        self._posted: deque[Callable[[], Awaitable[None]]] = deque()
+        self._arrived = anyio.Event()
+        self._tasks.start_soon(self._serve_posted)
+
+    def stop(self) -> None:
+        """Take nothing more."""
+        self._tasks.cancel_scope.cancel()
+
+    def cross(self, function: Callable[..., Awaitable[T]], *_: Any, closing: bool = False) -> T:
+        """Refuse: the loop cannot wait for itself."""
+        msg = "emit cannot run awaited handlers on the event loop it would have to wait for; use: await bus.publish(event)"
+        raise WrongThread(msg)
+
+    def post(self, emit: Callable[[], T], publish: Callable[[], Awaitable[T]], what: str) -> Acknowledgement[T]:
+        """Have the loop publish, after what was posted before."""
+        answer: Acknowledgement[T] = Acknowledgement(what)
+
+        async def carry_out() -> None:
+            try:
+                answer.set_result(await publish())
+            except Exception as error:  # noqa: BLE001  it belongs to the one who asked
+                answer.set_error(error)
+
+        self._posted.append(carry_out)
+        self._loop.call_soon(lambda: self._arrived.set())
+        return answer
+
+    async def _serve_posted(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived = anyio.Event()  # before looking: what arrives from here on wakes us again
+            while self._posted:
+                await self._posted.popleft()()

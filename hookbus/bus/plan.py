@@ -1,0 +1,306 @@
+"""The plan of one event type: its handlers in order, compiled into one function per way of publishing.
+
+Dispatch is straight-line code, generated when the handlers of an event type change: each call stands there with
+exactly the arguments its handler asked for, its filters before it and its error policy around it. Such code runs
+within a few per cent of calling the handlers by hand, and a traceback through it reads like that, too.
+
+```python
+def emit(event, live):
+    ...
+    outputs = live["outputs"]
+    try:
+        if not (event.iter + 1) % 50:
+            subscription_0.filtered_calls += 1
+            handler_0(event, hub, outputs)
+    except BaseException as error:
+        end_in_failure(subscriptions, 0, error, event)
+        raise
+    cross(group_1, event, live)                 # neighbouring awaited handlers share one crossing
+    ...
+```
+"""
+
+from __future__ import annotations
+
+__all__ = ("NESTING_LIMIT", "Nesting", "Plan", "compile_plan")
+
+import linecache
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NoReturn, Protocol
+
+import anyio
+
+from hookbus.bridge import CrossingCancelled
+from hookbus.bus.failures import add_note, end_in_failure, log_failure, raise_all
+from hookbus.bus.subscription import Counter, Lane, Subscription
+from hookbus.errors import BusError, PublishDepthExceeded, Skip
+from hookbus.events import Event
+from hookbus.hub import MessageHub
+from hookbus.types import Live
+
+NESTING_LIMIT = 32
+"""How deep publishes may be nested in handlers."""
+
+Subscriptions = Sequence[Subscription[Any]]
+
+
+class Cross(Protocol):
+    """Runs a group of awaited handlers on the event loop while the publisher waits."""
+
+    def __call__(self, group: Callable[..., Awaitable[Any]], *arguments: Any, closing: bool = False) -> Skip | None:
+        """Return what the group returned."""
+        ...
+
+
+class Nesting:
+    """How many publishes of one bus are going on."""
+
+    __slots__ = ("active",)
+
+    def __init__(self) -> None:
+        self.active = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The handlers of one event type in order, ready to run."""
+
+    event_type: type[Event]
+    subscriptions: tuple[Subscription[Any], ...]
+    emit: Callable[[Event, Live], Skip | None]
+    publish: Callable[[Event, Live], Awaitable[Skip | None]]
+
+    @property
+    def has_awaited(self) -> bool:
+        """Whether a handler needs an event loop."""
+        return any(subscription.lane is Lane.AWAITED for subscription in self.subscriptions)
+
+
+def compile_plan(
+    event_type: type[Event], subscriptions: Subscriptions, counter: Counter, nesting: Nesting, hub: MessageHub, cross: Cross
+) -> Plan:
+    """Generate the functions that run `subscriptions`, which are in order, for events of `event_type`."""
+    source = _Source(event_type, subscriptions)
+    filename = f"<hookbus plan of {event_type.__name__}>"
+    namespace: dict[str, Any] = {
+        "counter": counter,
+        "nesting": nesting,
+        "hub": hub,
+        "cross": cross,
+        "clock": time.perf_counter,
+        "subscriptions": tuple(subscriptions),
+        "Skip": Skip,
+        "CrossingCancelled": CrossingCancelled,
+        "add_note": add_note,
+        "check_depth": _check_depth,
+        "end_in_failure": end_in_failure,
+        "fail_after": anyio.fail_after,
+        "lacks": _lacks,
+        "log_failure": log_failure,
+        "miss": _miss,
+        "raise_all": raise_all,
+    }
+    for index, subscription in enumerate(subscriptions):
+        namespace[f"handler_{index}"] = subscription.handler
+        namespace[f"subscription_{index}"] = subscription
+        namespace[f"when_{index}"] = subscription.when
+    linecache.cache[filename] = (len(source.text), None, source.text.splitlines(keepends=True), filename)
+    exec(compile(source.text, filename, "exec"), namespace)  # our own text, made of checked names
+    for group in source.groups:
+        namespace[f"group_{group[0]}"].members = tuple(subscriptions[index] for index in group)
+    return Plan(event_type, tuple(subscriptions), namespace["emit"], namespace["publish"])
+
+
+class _Source:
+    """Writes the text of a plan's functions."""
+
+    def __init__(self, event_type: type[Event], subscriptions: Subscriptions) -> None:
+        self._event_type = event_type
+        self._subscriptions = subscriptions
+        self._lines: list[str] = []
+        steps = list(_groups(subscriptions))
+        self.groups = [step for step in steps if subscriptions[step[0]].lane is Lane.AWAITED]
+        """The places of awaited handlers that share a crossing."""
+        for group in self.groups:
+            self._write_group(group)
+        self._write_function("emit", lambda: self._write_emit_body(steps))
+        self._write_function("publish", self._write_publish_body, prefix="async ")
+        self.text = "\n".join(self._lines) + "\n"
+
+    def _add(self, depth: int, *lines: str) -> None:
+        self._lines += [f"{'    ' * depth}{line}" for line in lines]
+
+    def _write_function(self, name: str, write_body: Callable[[], None], prefix: str = "") -> None:
+        self._add(0, f"{prefix}def {name}(event, live):")
+        if not self._subscriptions:
+            self._add(1, "counter.published += 1")
+            return
+        self._add(1, "counter.published = number = counter.published + 1")
+        self._add(1, "nesting.active += 1")
+        self._add(1, "try:")
+        self._add(2, f"if nesting.active > {NESTING_LIMIT}:", "    check_depth(event)")
+        self._write_live_names(2, range(len(self._subscriptions)), sync_only=name == "emit")
+        if self._event_type.closing:
+            self._add(2, "errors = []")
+        write_body()
+        self._add(1, "finally:", "    nesting.active -= 1")
+        self._add(1, "if hub.dirty:", "    hub.commit()")
+        if self._event_type.closing:
+            self._add(1, "raise_all(errors)")
+
+    def _write_live_names(self, depth: int, indexes: Sequence[int], *, sync_only: bool) -> None:
+        needed = {
+            name: None
+            for index in indexes
+            for name in self._subscriptions[index].call.live_names
+            if not (sync_only and self._subscriptions[index].lane is Lane.AWAITED)
+        }
+        if needed:
+            self._add(depth, "try:", *(f"    {name} = live[{name!r}]" for name in needed))
+            self._add(depth, "except KeyError as missing:", "    lacks(event, live, missing)")
+
+    def _write_emit_body(self, steps: list[list[int]]) -> None:
+        for step in steps:
+            if step in self.groups:
+                self._write_crossing(step)
+            else:
+                self._write_call(2, step[0])
+
+    def _write_publish_body(self) -> None:
+        for index in range(len(self._subscriptions)):
+            self._write_call(2, index)
+
+    def _write_call(self, depth: int, index: int, *, guarded: bool = True, timed: bool = False) -> None:
+        """Write one handler's call, its filters before it, its error policy around it."""
+        subscription = self._subscriptions[index]
+        guard = self._guard(index) if guarded else ""
+        body = depth + 1 + bool(guard)
+        if timed:
+            self._add(depth, "started = clock()")
+        self._add(depth, "try:")
+        if guard:
+            self._add(depth + 1, f"if {guard}:")
+        if subscription.is_filtered:
+            self._add(body, f"subscription_{index}.filtered_calls += 1")
+        if subscription.once and guarded:
+            self._write_spending(body, index)
+        self._add(body, *_call_lines(subscription, index))
+        self._write_policy(depth, index)
+        if timed:
+            self._add(depth, f"subscription_{index}.took = clock() - started")
+
+    def _write_spending(self, depth: int, index: int) -> None:
+        self._add(depth, f"subscription_{index}.spent = True", f"subscription_{index}.cancel()")
+
+    def _write_policy(self, depth: int, index: int) -> None:
+        """Write what happens when the handler above raises."""
+        if self._event_type.skippable:
+            self._add(depth, "except Skip as skip:", f"    miss(subscriptions, {index})", "    return skip")
+        if self._event_type.closing:
+            self._add(depth, "except BaseException as error:", f"    end_in_failure(subscriptions[:{index + 1}],")
+            self._lines[-1] += f" {index}, error, event)"
+            self._add(depth, "    errors.append(error)")
+        elif self._subscriptions[index].on_error == "log":
+            self._add(depth, "except Exception as error:", f"    log_failure(subscription_{index}, error, event)")
+        else:
+            self._add(depth, "except BaseException as error:")
+            self._add(depth, f"    end_in_failure(subscriptions, {index}, error, event)", "    raise")
+
+    def _guard(self, index: int) -> str:
+        """Return the condition under which a handler is called; empty where there is none."""
+        subscription = self._subscriptions[index]
+        conditions = []
+        if subscription.once:
+            conditions.append(f"not subscription_{index}.spent")
+        if subscription.every > 1:
+            conditions.append(f"not ({self._counted()}) % {subscription.every}")
+        if subscription.when is not None:
+            conditions.append(f"when_{index}(event)")
+        return " and ".join(conditions)
+
+    def _counted(self) -> str:
+        if self._event_type.counted is None:
+            return "number"
+        field, offset = self._event_type.counted
+        return f"event.{field} + {offset}"
+
+    def _write_group(self, group: list[int]) -> None:
+        """Write the coroutine function of neighbouring awaited handlers."""
+        errors = ", errors" if self._event_type.closing else ""
+        self._add(0, f"async def group_{group[0]}(event, live, number{errors}):")
+        self._write_live_names(1, group, sync_only=False)
+        for index in group:
+            self._write_call(1, index, guarded=len(group) > 1, timed=True)
+
+    def _write_crossing(self, group: list[int]) -> None:
+        """Write the step at which the training thread waits for a group."""
+        guards = [self._guard(index) for index in group]
+        depth = 2
+        if all(guards):
+            self._add(2, f"if {' or '.join(guards)}:")
+            depth = 3
+        for index in group:
+            if self._subscriptions[index].once:
+                self._write_spending(depth, index)
+        errors = ", errors, closing=True" if self._event_type.closing else ""
+        self._add(depth, "try:", f"    skip = cross(group_{group[0]}, event, live, number{errors})")
+        self._add(depth, "except CrossingCancelled:", f"    miss(subscriptions, {group[-1]})", "    raise")
+        if self._event_type.closing:
+            self._add(depth, "except BaseException as error:", "    errors.append(error)")
+        elif self._event_type.skippable:
+            self._add(depth, "if skip is not None:", "    return skip")
+
+
+def _groups(subscriptions: Subscriptions) -> Iterator[list[int]]:
+    """Yield inline handlers alone and neighbouring awaited ones together.
+
+    One with `once` or `when` crosses alone, because the publisher evaluates those before it decides to cross.
+    """
+    group: list[int] = []
+    for index, subscription in enumerate(subscriptions):
+        alone = subscription.lane is Lane.INLINE or subscription.once or subscription.when is not None
+        if alone and group:
+            yield group
+            group = []
+        if alone:
+            yield [index]
+        else:
+            group.append(index)
+    if group:
+        yield group
+
+
+def _call_lines(subscription: Subscription[Any], index: int) -> list[str]:
+    call = f"handler_{index}({subscription.call.arguments})"
+    if subscription.lane is Lane.INLINE:
+        return [call]
+    if subscription.timeout is None:
+        return [f"await {call}"]
+    return [f"with fail_after({subscription.timeout!r}):", f"    await {call}"]
+
+
+def _miss(subscriptions: Subscriptions, index: int) -> None:
+    for later in subscriptions[index + 1 :]:
+        later.missed += 1
+
+
+def _lacks(event: Event, live: Live, missing: KeyError) -> NoReturn:
+    msg = f"{type(event).__name__} was published without the live object {missing.args[0]!r} that a handler asks for"
+    raise BusError(f"{msg}; it came with: {', '.join(live) or '(none)'}") from None
+
+
+def _check_depth(event: Event) -> None:
+    """Refuse a publish that is nested too deep; many side by side on one event loop are not."""
+    frame: FrameType | None = sys._getframe(1)
+    depth = 0
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<hookbus plan of") and frame.f_code.co_name in ("emit", "publish"):
+            depth += 1
+        frame = frame.f_back
+    if depth > NESTING_LIMIT:
+        msg = f"{type(event).__name__} is published inside {NESTING_LIMIT} other publishes; does a handler cause itself?"
+        raise PublishDepthExceeded(msg)

@@ -1,0 +1,142 @@
+"""One handler on one event: its place in the order, its filters, its error policy, its counts."""
+
+from __future__ import annotations
+
+__all__ = ("ErrorPolicy", "Lane", "Subscription", "SubscriptionStats")
+
+from collections.abc import Callable
+from enum import Enum
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from hookbus.events import Event
+from hookbus.types import Handler
+
+if TYPE_CHECKING:
+    from hookbus.bus.arguments import CallPlan
+
+E = TypeVar("E", bound=Event)
+
+ErrorPolicy: TypeAlias = Literal["raise", "log"]
+"""What a handler's error does: end the run, or be logged and counted."""
+
+
+class Lane(Enum):
+    """Who runs a handler, and what the publisher does meanwhile."""
+
+    INLINE = "inline"
+    """The publishing thread calls it."""
+    AWAITED = "awaited"
+    """The event loop runs it; the publisher waits, then goes on to the next handler."""
+
+
+class SubscriptionStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one subscription so far."""
+
+    name: str
+    event: str
+    lane: str
+    calls: int
+    """How often the handler was called, or was about to be in a publish that still goes on."""
+    failures: int
+
+
+class Counter:
+    """How often one event type was published on one bus; the only count that the hot path keeps."""
+
+    __slots__ = ("published",)
+
+    def __init__(self) -> None:
+        self.published = 0
+
+
+class Subscription(Generic[E]):
+    """One handler on one event type; `cancel` it, or use it as a context manager."""
+
+    def __init__(
+        self,
+        event_type: type[E],
+        handler: Handler,
+        *,
+        name: str,
+        priority: int,
+        order: int,
+        lane: Lane,
+        call: CallPlan,
+        every: int,
+        once: bool,
+        when: Callable[[E], object] | None,
+        timeout: float | None,
+        on_error: ErrorPolicy,
+        on_cancel: Callable[[Subscription[Any]], None],
+    ) -> None:
+        self.event_type = event_type
+        self.handler = handler
+        self.name = name
+        self.priority = priority
+        self.order = order
+        self.lane = lane
+        self.call = call
+        self.every = every
+        self.once = once
+        self.when = when
+        self.timeout = timeout
+        self.on_error: ErrorPolicy = on_error
+        self.active = True
+        """Whether it takes part in publishes that begin from now on."""
+        self.spent = False
+        """Whether `once` has had its one time."""
+        self.failures = 0
+        self.filtered_calls = 0
+        """Calls that passed a filter; without filters calls follow from the counters."""
+        self.missed = 0
+        """Publishes that ended before this handler's turn."""
+        self.took = 0.0
+        """Seconds that it took in the crossing that goes on."""
+        self.seen_messages: set[str] = set()
+        self._on_cancel = on_cancel
+        self._since: dict[type[Event], tuple[Counter, int]] = {}
+        self._calls_when_cancelled = 0
+
+    def __repr__(self) -> str:
+        state = "" if self.active else ", cancelled"
+        return f"<Subscription {self.name} on {self.event_type.__name__}, priority {self.priority}, {self.lane.value}{state}>"
+
+    def __enter__(self) -> Subscription[E]:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Take no part in publishes that begin from now on."""
+        if self.active:
+            self.active = False
+            self._calls_when_cancelled = self._counted_calls()
+            self._since.clear()
+            self._on_cancel(self)
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether some publishes pass it by."""
+        return self.every > 1 or self.once or self.when is not None
+
+    def count_from(self, event_type: type[Event], counter: Counter) -> None:
+        """Note that this subscription takes part in the publishes of an event type from now on."""
+        self._since.setdefault(event_type, (counter, counter.published))
+
+    def stats(self) -> SubscriptionStats:
+        """Return the counts so far."""
+        calls = self.filtered_calls if self.is_filtered else self._counted_calls() - self.missed
+        return SubscriptionStats(
+            name=self.name,
+            event=self.event_type.__name__,
+            lane=self.lane.value,
+            calls=calls,
+            failures=self.failures,
+        )
+
+    def _counted_calls(self) -> int:
+        return self._calls_when_cancelled + sum(counter.published - start for counter, start in self._since.values())

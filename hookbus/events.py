@@ -1,0 +1,399 @@
+"""The map of a run: every event, in the order in which the loops publish them.
+
+```text
+runner.train()
+    BeforeRun
+    [AfterLoadCheckpoint]                 only when weights or a run are loaded
+    BeforeTrain
+    for each epoch:
+        BeforeTrainEpoch
+        for each batch:                   the batch is on its device
+            BeforeTrainIter
+            forward, loss, backward
+            AfterBackward                 each micro-batch
+            BeforeOptimizerStep           gradients unscaled and accumulated, not yet clipped; may be skipped
+            optimizer step, gradients cleared
+            AfterOptimizerStep            says whether the step was skipped
+            AfterTrainIter
+            -- step boundary --           counters have moved; saves and stops happen here:
+            [BeforeSaveCheckpoint]            may be skipped
+        AfterTrainEpoch
+        -- step boundary --
+        [validation, where due]
+            BeforeVal                     may be skipped
+            BeforeValEpoch
+            for each batch:
+                BeforeValIter
+                AfterValIter
+            AfterValEpoch                 carries the metrics
+            AfterVal
+            -- step boundary --
+    AfterTrain
+    [RunFailed]                           an error ended the run
+    AfterRun                              always
+
+runner.val()     BeforeRun, the validation block, AfterRun
+runner.test()    BeforeRun, BeforeTest, BeforeTestEpoch, (BeforeTestIter, AfterTestIter)*,
+                 AfterTestEpoch, AfterTest, AfterRun
+```
+
+An event holds facts only: numbers, text and plain containers. Live objects travel beside it, under the names
+that its class declares in `live`. So an event can be queued, compared, printed, encoded and read on any thread.
+
+`epoch` and `iter` count completed epochs and training iterations. Until the boundary after them has passed, the
+running ones are not completed: in the first iteration `iter` is 0, also at `AfterTrainIter`.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "MOUNT_POINTS",
+    "AfterBackward",
+    "AfterLoadCheckpoint",
+    "AfterOptimizerStep",
+    "AfterRun",
+    "AfterTest",
+    "AfterTestEpoch",
+    "AfterTestIter",
+    "AfterTrain",
+    "AfterTrainEpoch",
+    "AfterTrainIter",
+    "AfterVal",
+    "AfterValEpoch",
+    "AfterValIter",
+    "BeforeOptimizerStep",
+    "BeforeRun",
+    "BeforeSaveCheckpoint",
+    "BeforeTest",
+    "BeforeTestEpoch",
+    "BeforeTestIter",
+    "BeforeTrain",
+    "BeforeTrainEpoch",
+    "BeforeTrainIter",
+    "BeforeVal",
+    "BeforeValEpoch",
+    "BeforeValIter",
+    "CheckpointEvent",
+    "EpochEvent",
+    "Event",
+    "IterEvent",
+    "MountPoint",
+    "PhaseEvent",
+    "RunEvent",
+    "RunFailed",
+    "StepEvent",
+    "mount_point_name",
+)
+
+import re
+from typing import Any, ClassVar, dataclass_transform
+
+import msgspec
+
+from hookbus.errors import EventDefinitionError
+from hookbus.types import Mode
+
+_RESERVED = ("event", "hub", "runner")
+"""Names that handlers ask for and that therefore cannot be fields."""
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class _EventMeta(msgspec.StructMeta):
+    """Makes every event frozen, keyword-only and tagged by `module:qualname`, without saying so each time."""
+
+    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
+        for option in ("frozen", "kw_only"):
+            if options.setdefault(option, True) is not True:
+                msg = f"event {name} is declared with {option}=False; events are frozen and keyword-only"
+                raise EventDefinitionError(msg)
+        options.setdefault("tag_field", "event")
+        options.setdefault("tag", f"{namespace['__module__']}:{namespace['__qualname__']}")
+        cls: Any = super().__new__(mcls, name, bases, namespace, **options)
+        _check_names(cls)
+        return cls
+
+
+def _check_names(cls: Any) -> None:
+    """Refuse fields that handlers could not tell from what they get besides the event."""
+    for field in cls.__struct_fields__:
+        if field in _RESERVED:
+            msg = f"event {cls.__name__} has a field named {field!r}; {', '.join(_RESERVED)} are reserved for handlers"
+            raise EventDefinitionError(msg)
+        if field in cls.live:
+            msg = f"event {cls.__name__} declares {field!r} both as a field and as a live name"
+            raise EventDefinitionError(msg)
+
+
+class Event(msgspec.Struct, metaclass=_EventMeta):
+    """Base of every event; subclass it for your own, with annotated fields.
+
+    Raises:
+        EventDefinitionError: a subclass is not frozen or not keyword-only, or a field has a reserved name.
+    """
+
+    live: ClassVar[tuple[str, ...]] = ()
+    """The names of the live objects that are handed over beside this event."""
+    counted: ClassVar[tuple[str, int] | None] = None
+    """What `every=n` counts: a field and what to add to it; None counts the publishes."""
+    skippable: ClassVar[bool] = False
+    """Whether a handler may veto what this event announces by raising `Skip`."""
+    closing: ClassVar[bool] = False
+    """Whether every handler runs, whatever the ones before it raised."""
+
+
+class MountPoint(Event):
+    """A place in the loop at which hooks are called."""
+
+    epoch: int
+    iter: int
+    live: ClassVar[tuple[str, ...]] = ("runner",)
+    mode: ClassVar[Mode | None] = None
+    """Which part of the run the event belongs to; handlers may ask for it by name."""
+
+
+class RunEvent(MountPoint):
+    """A call of `train`, `val` or `test` begins or ends."""
+
+    loop: str
+    """`train`, `val` or `test`."""
+
+
+class PhaseEvent(MountPoint):
+    """Training, a validation or a test begins or ends."""
+
+
+class EpochEvent(MountPoint):
+    """A pass over a dataloader begins or ends."""
+
+
+class IterEvent(MountPoint):
+    """A batch is about to be, or has been, worked on."""
+
+    batch_idx: int
+    live: ClassVar[tuple[str, ...]] = ("runner", "data_batch")
+
+
+class StepEvent(MountPoint):
+    """A point inside a training iteration."""
+
+    batch_idx: int
+    mode: ClassVar[Mode | None] = "train"
+    counted: ClassVar[tuple[str, int] | None] = ("iter", 1)
+
+
+class CheckpointEvent(MountPoint):
+    """A checkpoint dict is at hand; handlers may edit it."""
+
+    name: str
+    """Name of the checkpoint, `epoch_5` for instance."""
+    live: ClassVar[tuple[str, ...]] = ("runner", "checkpoint")
+
+
+# --- the run begins ---------------------------------------------------------------------------------------------------
+
+
+class BeforeRun(RunEvent):
+    """A call of `train`, `val` or `test` begins; nothing is loaded yet."""
+
+
+class AfterLoadCheckpoint(CheckpointEvent):
+    """A checkpoint was read and verified; `checkpoint` may be edited before it is taken over."""
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+class BeforeTrain(PhaseEvent):
+    """Training begins: model, optimizer and schedulers are ready. The place for one-time set-up."""
+
+    mode: ClassVar[Mode | None] = "train"
+
+
+class BeforeTrainEpoch(EpochEvent):
+    """An epoch begins; the dataloader has not been asked for its iterator yet."""
+
+    mode: ClassVar[Mode | None] = "train"
+    counted: ClassVar[tuple[str, int] | None] = ("epoch", 1)
+
+
+class BeforeTrainIter(IterEvent):
+    """A batch has arrived and is on its device; it may be changed in place."""
+
+    data_time: float
+    """Seconds that the loop waited for this batch."""
+    mode: ClassVar[Mode | None] = "train"
+    counted: ClassVar[tuple[str, int] | None] = ("iter", 1)
+
+
+class AfterBackward(StepEvent):
+    """Gradients of one micro-batch have been added; they may be changed in place."""
+
+
+class BeforeOptimizerStep(StepEvent):
+    """Gradients are unscaled and accumulated, not yet clipped; `Skip` leaves this update out."""
+
+    skippable: ClassVar[bool] = True
+
+
+class AfterOptimizerStep(StepEvent):
+    """The optimizer had its turn."""
+
+    skipped: bool = False
+    """Whether the update was left out."""
+
+
+class AfterTrainIter(IterEvent):
+    """An iteration is done: weights are updated, gradients cleared; counters move right after."""
+
+    live: ClassVar[tuple[str, ...]] = ("runner", "data_batch", "outputs")
+    mode: ClassVar[Mode | None] = "train"
+    counted: ClassVar[tuple[str, int] | None] = ("iter", 1)
+
+
+class AfterTrainEpoch(EpochEvent):
+    """An epoch is done; `epoch` counts it right after."""
+
+    mode: ClassVar[Mode | None] = "train"
+    counted: ClassVar[tuple[str, int] | None] = ("epoch", 1)
+
+
+# --- validation -------------------------------------------------------------------------------------------------------
+
+
+class BeforeVal(PhaseEvent):
+    """A validation begins; `Skip` leaves it out."""
+
+    mode: ClassVar[Mode | None] = "val"
+    skippable: ClassVar[bool] = True
+
+
+class BeforeValEpoch(EpochEvent):
+    """The pass over the validation data begins; the model is still in training mode."""
+
+    mode: ClassVar[Mode | None] = "val"
+    counted: ClassVar[tuple[str, int] | None] = ("epoch", 0)
+
+
+class BeforeValIter(IterEvent):
+    """A validation batch has arrived and is on its device."""
+
+    mode: ClassVar[Mode | None] = "val"
+    counted: ClassVar[tuple[str, int] | None] = ("batch_idx", 1)
+
+
+class AfterValIter(IterEvent):
+    """A validation batch is done."""
+
+    live: ClassVar[tuple[str, ...]] = ("runner", "data_batch", "outputs")
+    mode: ClassVar[Mode | None] = "val"
+    counted: ClassVar[tuple[str, int] | None] = ("batch_idx", 1)
+
+
+class AfterValEpoch(EpochEvent):
+    """The pass over the validation data is done and the metrics are computed."""
+
+    metrics: dict[str, Any]
+    mode: ClassVar[Mode | None] = "val"
+    counted: ClassVar[tuple[str, int] | None] = ("epoch", 0)
+
+
+class AfterVal(PhaseEvent):
+    """A validation is over."""
+
+    mode: ClassVar[Mode | None] = "val"
+
+
+# --- saving, and the end of training ----------------------------------------------------------------------------------
+
+
+class BeforeSaveCheckpoint(CheckpointEvent):
+    """`checkpoint` holds the whole state and is about to be written; it may be edited, `Skip` leaves the save out."""
+
+    skippable: ClassVar[bool] = True
+
+
+class AfterTrain(PhaseEvent):
+    """Training is over, because it is complete or because a stop was asked for."""
+
+    mode: ClassVar[Mode | None] = "train"
+
+
+# --- test -------------------------------------------------------------------------------------------------------------
+
+
+class BeforeTest(PhaseEvent):
+    """A test begins."""
+
+    mode: ClassVar[Mode | None] = "test"
+
+
+class BeforeTestEpoch(EpochEvent):
+    """The pass over the test data begins."""
+
+    mode: ClassVar[Mode | None] = "test"
+    counted: ClassVar[tuple[str, int] | None] = ("epoch", 0)
+
+
+class BeforeTestIter(IterEvent):
+    """A test batch has arrived and is on its device."""
+
+    mode: ClassVar[Mode | None] = "test"
+    counted: ClassVar[tuple[str, int] | None] = ("batch_idx", 1)
+
+
+class AfterTestIter(IterEvent):
+    """A test batch is done."""
+
+    live: ClassVar[tuple[str, ...]] = ("runner", "data_batch", "outputs")
+    mode: ClassVar[Mode | None] = "test"
+    counted: ClassVar[tuple[str, int] | None] = ("batch_idx", 1)
+
+
+class AfterTestEpoch(EpochEvent):
+    """The pass over the test data is done and the metrics are computed."""
+
+    metrics: dict[str, Any]
+    mode: ClassVar[Mode | None] = "test"
+    counted: ClassVar[tuple[str, int] | None] = ("epoch", 0)
+
+
+class AfterTest(PhaseEvent):
+    """A test is over."""
+
+    mode: ClassVar[Mode | None] = "test"
+
+
+# --- the run ends -----------------------------------------------------------------------------------------------------
+
+
+class RunFailed(MountPoint):
+    """An error ended the run; `AfterRun` follows. Every handler runs."""
+
+    error_type: str
+    message: str
+    handler: str = ""
+    """The handler that raised, where it was one."""
+    closing: ClassVar[bool] = True
+
+
+class AfterRun(RunEvent):
+    """A call of `train`, `val` or `test` ends, well or not. Every handler runs."""
+
+    closing: ClassVar[bool] = True
+
+
+def mount_point_name(event_type: type[Event]) -> str:
+    """Return the name of the hook method for an event: its class name in `snake_case`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", event_type.__name__).lower()
+
+
+MOUNT_POINTS: dict[str, type[MountPoint]] = {
+    mount_point_name(event_type): event_type
+    for event_type in (
+        *(BeforeRun, AfterLoadCheckpoint, BeforeTrain, BeforeTrainEpoch, BeforeTrainIter, AfterBackward),
+        *(BeforeOptimizerStep, AfterOptimizerStep, AfterTrainIter, AfterTrainEpoch, BeforeVal, BeforeValEpoch),
+        *(BeforeValIter, AfterValIter, AfterValEpoch, AfterVal, BeforeSaveCheckpoint, AfterTrain, BeforeTest),
+        *(BeforeTestEpoch, BeforeTestIter, AfterTestIter, AfterTestEpoch, AfterTest, RunFailed, AfterRun),
+    )
+}
+"""Every mount point by the name of its hook method, in firing order."""

@@ -1,0 +1,370 @@
+"""What a run knows about itself, readable from anywhere: other threads, request handlers, dashboards.
+
+During a run there is one writer at a time: the training thread, or the awaited handler that it waits for; both read
+what they wrote. Updates from anywhere else go through an inbox. After each publish that wrote, one version is
+committed by swapping one reference. So readers take no lock, never hold up the writer, and never see half an update.
+Without a run, each update is committed at once, under a lock.
+"""
+
+from __future__ import annotations
+
+__all__ = ("MessageHub", "Snapshot")
+
+import threading
+from _thread import get_ident
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from copy import deepcopy
+from typing import Any, TypeVar
+
+from hookbus._current import current_hub, current_writing
+from hookbus._named import NamedInstances, check_name
+from hookbus._scalars import DeviceScalars, as_number, on_device
+from hookbus._snapshot import INFO, MISSING, Entry, Snapshot, apply_info, apply_scalars
+from hookbus._waiting import Versions, Waiters, wait_blocking, wait_until
+from hookbus.errors import ConfigError, RunAlreadyLive, RunEnded
+from hookbus.history import HistoryBuffer
+from hookbus.types import Scalar
+
+T = TypeVar("T")
+
+FOLD_AFTER = 128
+"""Log entries after which the writer folds; bounds what a reader has to fold privately."""
+HISTORY_IN_CHECKPOINT = 10_000
+"""Newest entries per key that go into a checkpoint."""
+
+
+class MessageHub:
+    """The shared knowledge of one run: scalars with their history, and pieces of information.
+
+    Raises:
+        InvalidName: `name` may not name a hub.
+    """
+
+    def __init__(self, name: str = "hookbus") -> None:
+        self.name = check_name(name, "the name of a message hub")
+        self.step = 0
+        """The training iteration that recorded scalars belong to; kept by the loop."""
+        self.dirty = False
+        """Whether something waits to be committed; the bus looks at it after each publish."""
+        self.ended = False
+        """Whether the newest run of this hub is over."""
+        self.waiters = Waiters()
+        self._lock = threading.RLock()
+        self._owner: int | None = None
+        self._was_used = False
+        self._info: dict[str, Any] = {}
+        self._buffers: dict[str, HistoryBuffer] = {}
+        self._not_resumed: set[str] = set()
+        self._log: list[Entry] = []
+        self._inbox: deque[list[Entry]] = deque()
+        self._on_device = DeviceScalars()
+        self._groups_open = 0
+        self._committed = Snapshot(0, {}, {}, self._log, 0)
+
+    def __repr__(self) -> str:
+        state = "live" if self._owner is not None else "ended" if self.ended else "idle"
+        return f"<MessageHub {self.name!r}, {state}, version {self._committed.version}>"
+
+    # --- finding hubs -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def get_instance(cls, name: str) -> MessageHub:
+        """Return the hub of that name; it is made, and held for the run to come, where there is none."""
+        return _hubs.get(check_name(name, "the name of a message hub"), lambda: cls(name))
+
+    @classmethod
+    def get_current_instance(cls) -> MessageHub:
+        """Return the hub of the run whose code is executing, else of the only live run.
+
+        Raises:
+            RunEnded: no run is live, or several are and none of them is executing this code.
+        """
+        current = current_hub.get()
+        if current is not None:
+            return current
+        with _live_lock:
+            live = dict(_live)
+        if len(live) == 1:
+            return next(iter(live.values()))
+        which = ", ".join(sorted(live)) or "none"
+        msg = f"no run is executing this code, and the live runs are: {which}; use MessageHub.get_instance(name)"
+        raise RunEnded(msg)
+
+    @classmethod
+    def for_run(cls, name: str) -> MessageHub:
+        """Return the hub for a new run of that name: one prepared for it, or a fresh one."""
+        return _hubs.adopt(check_name(name, "experiment_name"), lambda: cls(name), lambda hub: not hub._was_used)
+
+    # --- recording ----------------------------------------------------------------------------------------------------
+
+    def update_scalar(self, key: str, value: Scalar, count: int = 1, resumed: bool = True) -> None:
+        """Append a value to the history of `key`; with `count=k` the value stands for a sum over `k` samples.
+
+        A tensor on a device is copied at once and read when it has reached the host; this never waits for the device.
+        `resumed=False` keeps the key out of checkpoints.
+
+        Raises:
+            ConfigError: the value is not one number.
+        """
+        self._remember_resumed(key, resumed)
+        if count < 1:
+            msg = f"count must be at least 1, got {count} for {key!r}"
+            raise ConfigError(msg)
+        if on_device(value):
+            self._on_device.add(key, value, count, self.step)
+            self.dirty = True
+        else:
+            self._write(({key: as_number(key, value)}, count, self.step))
+
+    def update_scalars(self, values: Mapping[str, Scalar]) -> None:
+        """Append one value to each of several histories; they appear in one version.
+
+        Raises:
+            ConfigError: a value is not one number.
+        """
+        numbers = {}
+        for key, value in values.items():
+            if type(value) is float:
+                numbers[key] = value
+            elif on_device(value):
+                self._on_device.add(key, value, 1, self.step)
+                self.dirty = True
+            else:
+                numbers[key] = as_number(key, value)
+        if numbers:
+            self._write((numbers, 1, self.step))
+
+    def update_info(self, key: str, value: Any, resumed: bool = True) -> None:
+        """Set a piece of information; the value must not be changed afterwards."""
+        self._remember_resumed(key, resumed)
+        self._write(({key: value}, INFO, self.step))
+
+    def update_info_dict(self, values: Mapping[str, Any], resumed: bool = True) -> None:
+        """Set several pieces of information; they appear in one version."""
+        for key in values:
+            self._remember_resumed(key, resumed)
+        self._write((dict(values), INFO, self.step))
+
+    def pop_info(self, key: str, default: Any = None) -> Any:
+        """Remove a piece of information and return it, or `default` where there was none."""
+        value = self.get_info(key, default)
+        self._write(({key: MISSING}, INFO, self.step))
+        return value
+
+    @contextmanager
+    def update(self) -> Iterator[MessageHub]:
+        """Group several updates into one version, which appears when the block ends well."""
+        entries: list[Entry] = []
+        token = _group.set((self, entries))
+        self._groups_open += 1
+        try:
+            yield self
+        finally:
+            self._groups_open -= 1
+            _group.reset(token)
+        if entries:
+            self._write_all(entries)
+
+    def _remember_resumed(self, key: str, resumed: bool) -> None:
+        if not resumed:
+            self._not_resumed.add(key)
+        elif key in self._not_resumed:
+            self._not_resumed.discard(key)
+
+    def _write(self, entry: Entry) -> None:
+        if get_ident() == self._owner and not self._groups_open:  # the hot path
+            self._log.append(entry)
+            self.dirty = True
+            return
+        group = _group.get() if self._groups_open else None
+        if group is not None and group[0] is self:
+            group[1].append(entry)
+        else:
+            self._write_all([entry])
+
+    def _write_all(self, entries: list[Entry]) -> None:
+        if self._owner is not None and self._is_writer():
+            self._log.extend(entries)
+            self.dirty = True
+            return
+        self._inbox.append(entries)
+        self.dirty = True
+        with self._lock:
+            if self._owner is None:
+                self.commit()
+
+    def _is_writer(self) -> bool:
+        if get_ident() == self._owner:
+            return True
+        writing = current_writing.get()
+        return writing is not None and writing.hub is self
+
+    # --- committing: the writer's side --------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Make everything written so far visible as one version; for the writer only."""
+        self.dirty = False  # before looking: what arrives from here on is for the next commit
+        while self._inbox:
+            self._log.extend(self._inbox.popleft())
+        if self._on_device:
+            self._receive(wait=False)
+        previous = self._committed
+        if len(self._log) < FOLD_AFTER and self._log is previous._log:
+            info, buffers = previous._info, previous._buffers
+        else:
+            info, buffers = self._fold()
+        self._committed = Snapshot(previous.version + 1, info, buffers, self._log, len(self._log))
+        if self.waiters:
+            self.waiters.notify()
+
+    def flush(self) -> None:
+        """Wait for the values that are still on a device, and commit; for the writer only."""
+        if self._on_device:
+            self._receive(wait=True)
+        self.commit()
+
+    def _receive(self, *, wait: bool) -> None:
+        if wait or self._on_device.is_due():
+            self._on_device.send()
+        for key, value, count, step in self._on_device.land(wait=wait):
+            self._log.append(({key: value}, count, step))
+        if self._on_device:
+            self.dirty = True  # look again after the next publish
+
+    def _fold(self) -> tuple[dict[str, Any], dict[str, HistoryBuffer]]:
+        """Fold the log into the writer's own state; return copies of it that readers may keep."""
+        for entry in self._log:
+            apply_info(self._info, entry)
+        apply_scalars(self._buffers, self._log)
+        self._log = []  # readers of older versions keep the old one
+        return dict(self._info), {key: buffer.view() for key, buffer in self._buffers.items()}
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Return the newest committed version; never waits, from any thread."""
+        return self._committed
+
+    def _visible(self) -> Snapshot:
+        """Return what the caller may see: the writer its own writes too, everybody else what is committed."""
+        committed = self._committed
+        if self.dirty and self._owner is not None and self._is_writer():
+            return Snapshot(committed.version, committed._info, committed._buffers, self._log, len(self._log))
+        return committed
+
+    def get_scalar(self, key: str) -> HistoryBuffer:
+        """Return the history of a scalar as it is now.
+
+        Raises:
+            MetricNotFound: nothing was recorded under that key.
+        """
+        return self._visible().get_scalar(key)
+
+    def get_info(self, key: str, default: Any = None) -> Any:
+        """Return a piece of information, or `default` where there is none."""
+        return self._visible().get_info(key, default)
+
+    @property
+    def log_scalars(self) -> dict[str, HistoryBuffer]:
+        """The history of every scalar by its key."""
+        return self._visible().log_scalars
+
+    @property
+    def runtime_info(self) -> dict[str, Any]:
+        """Every piece of information by its key."""
+        return self._visible().runtime_info
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    async def wait_until(self, predicate: Callable[[Snapshot], T]) -> T:
+        """Wait until `predicate(snapshot)` is true and return what it returned; works on any event loop.
+
+        Raises:
+            RunEnded: the run ended before it became true.
+        """
+        return await wait_until(self, predicate)
+
+    def watch(self, *keys: str) -> Versions:
+        """Yield the newest version whenever one of `keys` (by default anything) was written, until the run ends.
+
+        Versions that come while the reader is busy are skipped, so a slow reader holds nobody up.
+        """
+        return Versions(self, keys)
+
+    def wait_until_blocking(self, predicate: Callable[[Snapshot], T], timeout: float | None = None) -> T:
+        """Wait on a thread until `predicate(snapshot)` is true and return what it returned.
+
+        Raises:
+            RunEnded: the run ended before it became true.
+            TimeoutError: `timeout` seconds passed.
+        """
+        return wait_blocking(self, predicate, timeout)
+
+    # --- the run's side -----------------------------------------------------------------------------------------------
+
+    def begin_run(self, owner: int) -> None:
+        """Make the thread `owner` the writer.
+
+        Raises:
+            RunAlreadyLive: another run of this name is live.
+        """
+        with _live_lock:
+            if self.name in _live:
+                msg = f"a run named {self.name!r} is live in this process; give each live run its own experiment_name"
+                raise RunAlreadyLive(msg)
+            _live[self.name] = self
+        _hubs.register(self.name, self)
+        with self._lock:
+            self._owner, self._was_used, self.ended = owner, True, False
+
+    def end_run(self) -> None:
+        """Commit what is left, wake everybody who waits, and let updates commit at once again."""
+        try:
+            self.flush()
+        finally:
+            with self._lock:
+                self._owner, self.ended = None, True
+                self.commit()  # what other threads wrote meanwhile; also wakes those who wait
+            with _live_lock:
+                _live.pop(self.name, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what goes into a checkpoint: information, and the newest part of each history."""
+        seen = self._visible()
+        scalars = {key: _newest(buffer) for key, buffer in seen.log_scalars.items() if key not in self._not_resumed}
+        info = {key: deepcopy(value) for key, value in seen.runtime_info.items() if key not in self._not_resumed}
+        return {"log_scalars": scalars, "runtime_info": info}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a state; keys that it does not hold stay as they are.
+
+        Raises:
+            ConfigError: it is not a state of a message hub.
+        """
+        missing = {"log_scalars", "runtime_info"} - state_dict.keys()
+        if missing:
+            msg = f"not the state of a message hub: it lacks {', '.join(sorted(missing))}"
+            raise ConfigError(msg)
+        with self._lock:
+            self._fold()
+            for key, (values, counts, steps) in state_dict["log_scalars"].items():
+                self._buffers[key] = HistoryBuffer()
+                self._buffers[key].extend(list(values), list(counts), list(steps))
+            self._info.update(state_dict["runtime_info"])
+            self.commit()
+
+
+def _newest(buffer: HistoryBuffer) -> tuple[list[float], list[int], list[int]]:
+    values, counts = buffer.data
+    kept = slice(-HISTORY_IN_CHECKPOINT, None)
+    return values[kept], counts[kept], buffer.steps[kept]
+
+
+_group: ContextVar[tuple[MessageHub, list[Entry]] | None] = ContextVar("hookbus_group", default=None)
+
+_hubs: NamedInstances[MessageHub] = NamedInstances()
+_live: dict[str, MessageHub] = {}
+_live_lock = threading.Lock()

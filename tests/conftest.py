@@ -1,0 +1,45 @@
+"""What every test gets: both event-loop backends, and a check that it leaves no thread behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+THREAD_GRACE = 5.0
+"""Seconds a thread may take to end after its test, on a machine that is busy with something else."""
+
+
+@pytest.fixture(
+    scope="module",  # as wide as the widest async fixture, which needs a backend of at least its own scope
+    params=[
+        pytest.param(("asyncio", {"debug": True}), id="asyncio"),
+        pytest.param(("trio", {}), id="trio"),
+    ],
+)
+def anyio_backend(request: pytest.FixtureRequest) -> object:
+    """Run an async test on asyncio in debug mode, then on trio."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a thread running which was not there before."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + THREAD_GRACE
+    while (left := _started_since(before)) and time.monotonic() < deadline:
+        left[0].join(0.05)  # a slice at a time: one of trio's workers is done when it turns idle, and goes on living
+    assert not left, f"the test left threads behind: {', '.join(map(str, left))}"
+
+
+def _started_since(before: Iterable[threading.Thread]) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread not in before and not _may_stay(thread)]
+
+
+def _may_stay(thread: threading.Thread) -> bool:
+    if isinstance(thread, threading._DummyThread):
+        return True  # a native thread, such as torch's of one device's backward pass, that ran Python once: nobody can join it
+    return thread.name.startswith("Trio thread ")  # an idle worker that trio keeps for ten seconds; a busy one has its job's name
