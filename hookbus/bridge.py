@@ -59,6 +59,8 @@ class _Crossing(_Outcome[T]):
         self.arguments = arguments
         self.closing = closing
         self.scope: anyio.CancelScope | None = None
+        self.unwanted = False
+        """Whether the thread does not want it any more."""
         self.done = False
 
     def is_done(self) -> bool:
@@ -67,11 +69,17 @@ class _Crossing(_Outcome[T]):
     def finish(self) -> None:
         self.done = True
 
+    def cancel(self) -> None:
+        """Have the coroutine cancelled, also when it has not begun; called on the loop."""
+        self.unwanted = True
+        if self.scope is not None:
+            self.scope.cancel()
+
     async def run(self, *, cancelled: bool) -> None:
         """Run the coroutine on the loop; keep its outcome."""
         deadline = anyio.current_time() + CLOSING_DEADLINE if self.closing else float("inf")
         with anyio.CancelScope(deadline=deadline) as self.scope:
-            if cancelled and not self.closing:
+            if self.unwanted or (cancelled and not self.closing):
                 self.scope.cancel()
             try:
                 self.value = await self.function(*self.arguments)
@@ -80,11 +88,18 @@ class _Crossing(_Outcome[T]):
                     raise
                 self.error = HandlerCancelled("a handler was cancelled, but not by its run")
                 self.error.__cause__ = error
-            except BaseException as error:  # noqa: BLE001  it goes to the thread that waits
-                self.error = error
+            except BaseException as error:
+                if self.scope.cancel_called and _is_cancellation(error):
+                    raise
+                self.error = error  # it goes to the thread that waits
         if self.scope.cancelled_caught:
             late = f"the handlers that close the run took longer than {CLOSING_DEADLINE:g} s and were cancelled"
             self.error = TimeoutError(late) if self.closing else CrossingCancelled()
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    """Return whether it is one that came through a task group of the backend's own."""
+    return isinstance(error, BaseExceptionGroup) and error.split(anyio.get_cancelled_exc_class())[1] is None
 
 
 class _Resident:
@@ -181,8 +196,7 @@ class Bridge:
         try:
             self.mailbox.wait(crossing.is_done)
         except BaseException:  # a signal, for instance: the coroutine must not outlive its publish
-            if crossing.scope is not None and self._loop is not None:
-                self._loop.call_soon(crossing.scope.cancel)
+            if self._loop is not None and self._loop.call_soon(crossing.cancel):
                 self.mailbox.wait(crossing.is_done, timeout=CLOSING_DEADLINE)
             raise
 
@@ -257,10 +271,12 @@ async def run_in_thread(bridge: Bridge, body: Callable[[], T], *, name: str, on_
     try:
         async with anyio.create_task_group() as tasks:
             bridge.open(tasks)
-            thread.start()
-            cancellation = await _wait_out(finished, [on_cancel, bridge.cancel])
-            thread.join()
-            bridge.close()
+            try:
+                thread.start()
+                cancellation = await _wait_out(finished, [on_cancel, bridge.cancel])
+                thread.join()
+            finally:
+                bridge.close()
     except anyio.get_cancelled_exc_class() as error:
         cancellation = error
     if cancellation is not None and isinstance(outcome.error, CrossingCancelled | None):

@@ -95,6 +95,8 @@ from hookbus.types import Mode
 
 _RESERVED = ("event", "hub", "runner")
 """Names that handlers ask for and that therefore cannot be fields."""
+_DECLARED = ("live", "counted", "skippable", "closing")
+"""What event classes declare about themselves."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -114,7 +116,10 @@ class _EventMeta(msgspec.StructMeta):
 
 
 def _check_names(cls: Any) -> None:
-    """Refuse fields that handlers could not tell from what they get besides the event."""
+    """Refuse fields that handlers could not tell from what they get besides the event, or that hide what events declare."""
+    for field in set(_DECLARED).intersection(cls.__struct_fields__):
+        msg = f"event {cls.__name__} has a field named {field!r}, which is a class variable of events; write it as ClassVar"
+        raise EventDefinitionError(msg)
     for field in cls.__struct_fields__:
         if field in _RESERVED:
             msg = f"event {cls.__name__} has a field named {field!r}; {', '.join(_RESERVED)} are reserved for handlers"
@@ -122,6 +127,9 @@ def _check_names(cls: Any) -> None:
         if field in cls.live:
             msg = f"event {cls.__name__} declares {field!r} both as a field and as a live name"
             raise EventDefinitionError(msg)
+    if not isinstance(cls.live, tuple) or {"event", "hub"} & set(cls.live):
+        msg = f"event {cls.__name__} declares live={cls.live!r}; it must be a tuple of names other than 'event' and 'hub'"
+        raise EventDefinitionError(msg)
 
 
 class Event(msgspec.Struct, metaclass=_EventMeta):
@@ -277,6 +285,8 @@ class BeforeValEpoch(EpochEvent):
 class BeforeValIter(IterEvent):
     """A validation batch has arrived and is on its device."""
 
+    data_time: float
+    """Seconds that the loop waited for this batch."""
     mode: ClassVar[Mode | None] = "val"
     counted: ClassVar[tuple[str, int] | None] = ("batch_idx", 1)
 
@@ -337,6 +347,8 @@ class BeforeTestEpoch(EpochEvent):
 class BeforeTestIter(IterEvent):
     """A test batch has arrived and is on its device."""
 
+    data_time: float
+    """Seconds that the loop waited for this batch."""
     mode: ClassVar[Mode | None] = "test"
     counted: ClassVar[tuple[str, int] | None] = ("batch_idx", 1)
 

@@ -54,13 +54,13 @@ class Acknowledgement(Generic[T]):
     """
 
     def __init__(self, what: str, *, check_wait: Callable[[], None] | None = None) -> None:
-        self._what = what
+        self.what = what
         self._future: Future[T] = Future()
         self._check_wait = check_wait
         self._looked_at = False
 
     def __repr__(self) -> str:
-        return f"<Acknowledgement of {self._what}: {'done' if self.done() else 'pending'}>"
+        return f"<Acknowledgement of {self.what}: {'done' if self.done() else 'pending'}>"
 
     def done(self) -> bool:
         """Return whether the request was carried out or refused."""
@@ -75,8 +75,10 @@ class Acknowledgement(Generic[T]):
         """
         if not self._future.done() and self._check_wait is not None:
             self._check_wait()
-        self._looked_at = True
-        return self._future.result(timeout)
+        try:
+            return self._future.result(timeout)
+        finally:
+            self._looked_at = self._looked_at or self._future.done()  # who gave up has not seen what comes later
 
     def __await__(self) -> Generator[Any, None, T]:
         return self._wait().__await__()
@@ -100,6 +102,10 @@ class Acknowledgement(Generic[T]):
         """Answer the request with an error."""
         self._future.set_exception(error)
 
+    def forgive(self) -> None:
+        """Do not log an error that nobody waits for."""
+        self._looked_at = True
+
     def carry_out(self, function: Callable[[], T]) -> None:
         """Call `function` and answer with what it returns or raises."""
         try:
@@ -108,16 +114,24 @@ class Acknowledgement(Generic[T]):
             self.set_error(error)
         except BaseException as error:
             self.set_error(error)
-            self._looked_at = True  # it also goes its way on this thread
+            self.forgive()  # it also goes its way on this thread
             raise
         else:
             self.set_result(value)
+
+    def carry_out_or_raise(self, function: Callable[[], T]) -> None:
+        """Call `function` and answer with what it returns; an error goes both ways."""
+        self.carry_out(function)
+        error = self._future.exception()
+        if error is not None:
+            self.forgive()
+            raise error
 
     def __del__(self) -> None:
         if not self._looked_at and self._future.done():
             error = self._future.exception()
             if error is not None:
-                _logger.error("%s failed and nobody waited for it: %s", self._what, describe_error(error))
+                _logger.error("%s failed and nobody waited for it: %s", self.what, describe_error(error))
 
 
 class Mailbox:

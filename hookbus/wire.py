@@ -20,6 +20,7 @@ WireFormat: TypeAlias = Literal["json", "msgpack"]
 
 _FLOAT = "$float"
 """Stands in JSON for a number that JSON does not have: `{"$float": "nan"}`."""
+_NOT_IN_JSON = ("nan", "inf", "-inf")
 _ESCAPED = "$escaped"
 """Wraps a mapping of the user's own that would look like one of these two."""
 
@@ -35,8 +36,8 @@ def encode_event(event: Event, format: WireFormat = "json") -> bytes:
         if format == "msgpack":
             return msgspec.msgpack.encode(event)
         return msgspec.json.encode(_to_json(msgspec.to_builtins(event, str_keys=True)))
-    except TypeError as error:
-        msg = f"{event!r} has no wire form: {error}; events hold numbers, text and plain containers"
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        msg = f"{type(event).__name__} has no wire form: {error}; events hold numbers, text and plain containers"
         raise ConfigError(msg) from error
 
 
@@ -53,7 +54,7 @@ def decode_event(data: bytes, format: WireFormat = "json") -> Event:
             msg = "the bytes are not an event: a mapping with the key 'event' was expected"
             raise ConfigError(msg)
         return msgspec.convert(plain, _class_of(plain["event"]), str_keys=format == "json")
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         msg = f"the bytes are not an event: {error}"
         raise ConfigError(msg) from error
 
@@ -66,10 +67,10 @@ def _check_format(format: str) -> None:
 
 def _class_of(tag: object) -> type[Event]:
     known = {str(cls.__struct_config__.tag): cls for cls in _subclasses(Event)}
-    if tag not in known:
+    if not isinstance(tag, str) or tag not in known:
         msg = f"unknown event {tag!r}; {choices(str(tag), known)}"
         raise ConfigError(msg)
-    return known[str(tag)]
+    return known[tag]
 
 
 def _subclasses(base: type[Event]) -> Iterator[type[Event]]:
@@ -94,8 +95,8 @@ def _from_json(value: Any) -> Any:
         return [_from_json(item) for item in value]
     if not isinstance(value, dict):
         return value
-    if value.keys() == {_FLOAT}:
+    if value.keys() == {_FLOAT} and value[_FLOAT] in _NOT_IN_JSON:
         return float(value[_FLOAT])
-    if value.keys() == {_ESCAPED}:
-        return {key: _from_json(item) for key, item in value[_ESCAPED].items()}
+    if value.keys() == {_ESCAPED} and isinstance(value[_ESCAPED], dict):
+        value = value[_ESCAPED]
     return {key: _from_json(item) for key, item in value.items()}

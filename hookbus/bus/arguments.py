@@ -25,17 +25,23 @@ class CallPlan:
 
 def is_async(handler: Handler) -> bool:
     """Return whether calling `handler` gives a coroutine to be awaited."""
+    return any(inspect.iscoroutinefunction(called) for called in _called(handler))
+
+
+def _called(handler: Handler) -> tuple[Handler, Handler]:
+    """Return what calling `handler` calls: itself, or the method of a callable object."""
     while isinstance(handler, functools.partial):
         handler = handler.func
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
+    return handler, type(handler).__call__
 
 
 def offered_names(event_type: type[Event]) -> dict[str, str]:
     """Return every name that a handler of this event may ask for, with the source text that supplies it."""
     offered = {"event": "event", "hub": "hub"}
-    if getattr(event_type, "mode", None) is not None:
-        offered["mode"] = repr(event_type.mode)  # type: ignore[attr-defined]  # mount points have one
-    offered |= {name: name for name in event_type.live}
+    mode = getattr(event_type, "mode", None)
+    if isinstance(mode, str):
+        offered["mode"] = repr(mode)
+    offered |= {name: f"live_{name}" for name in event_type.live}
     return offered | {field: f"event.{field}" for field in event_type.__struct_fields__}
 
 
@@ -46,29 +52,32 @@ def bind_arguments(handler: Handler, event_type: type[Event], name: str) -> Call
         HandlerSignatureError: a required parameter has a name that the event does not offer.
         SubscriptionError: the handler has no readable signature, or is a generator.
     """
-    if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
+    if any(inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called) for called in _called(handler)):
         msg = f"{name} is a generator function; a handler is a function or a coroutine function"
         raise SubscriptionError(msg)
     offered = offered_names(event_type)
     annotations = _annotations(handler)
+    given = handler.keywords if isinstance(handler, functools.partial) else {}
     arguments: list[str] = []
     by_keyword = False
     for parameter in _parameters(handler, name):
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         source = _source(parameter, annotations.get(parameter.name), event_type, offered)
+        if parameter.name in given or (by_keyword and parameter.kind is parameter.POSITIONAL_ONLY):
+            source = None  # given already, or cannot be given any more
         if source is None and parameter.default is parameter.empty:
             raise HandlerSignatureError(_refusal(name, parameter.name, event_type, offered))
         if source is None or parameter.kind is parameter.KEYWORD_ONLY:
             by_keyword = True  # from the first one left out, the others go by keyword
         if source is not None:
             arguments.append(f"{parameter.name}={source}" if by_keyword else source)
-    live_names = tuple(live for live in event_type.live if any(_is_value(live, given) for given in arguments))
+    live_names = tuple(live for live in event_type.live if any(_is_value(f"live_{live}", given) for given in arguments))
     return CallPlan(", ".join(arguments), live_names)
 
 
-def _is_value(live: str, given: str) -> bool:
-    return given.rpartition("=")[2] == live
+def _is_value(source: str, given: str) -> bool:
+    return given.rpartition("=")[2] == source
 
 
 def _parameters(handler: Handler, name: str) -> list[inspect.Parameter]:
@@ -85,8 +94,17 @@ def _annotations(handler: Handler) -> dict[str, Any]:
     function = function if inspect.isroutine(function) else type(function).__call__
     try:
         return typing.get_type_hints(function)
-    except Exception:  # noqa: BLE001  annotations may hold anything; names decide then
-        return {}
+    except Exception:  # noqa: BLE001  annotations may hold anything; the others still count
+        return {name: _resolved(function, annotation) for name, annotation in inspect.get_annotations(function).items()}
+
+
+def _resolved(function: Handler, annotation: Any) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, getattr(inspect.unwrap(function), "__globals__", {}))
+    except Exception:  # noqa: BLE001  the name of the parameter decides then
+        return None
 
 
 def _source(parameter: inspect.Parameter, annotation: Any, event_type: type[Event], offered: dict[str, str]) -> str | None:

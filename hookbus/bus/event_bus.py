@@ -12,15 +12,17 @@ from __future__ import annotations
 
 __all__ = ("EventBus",)
 
+import functools
 import sys
 import threading
 import time
 from _thread import get_ident
 from bisect import insort
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import count
 from types import MappingProxyType, TracebackType
-from typing import Any, TextIO, TypeVar, cast, get_args
+from typing import Any, NoReturn, TextIO, TypeVar, cast, get_args
 
 import anyio
 import anyio.abc
@@ -209,9 +211,11 @@ class EventBus:
             return bool(self._plan(event_type).subscriptions)
 
     def _remove(self, subscription: Subscription[Any]) -> None:
-        with self._lock:
-            self._subscriptions.remove(subscription)
-            self._forget_plans()
+        with self._lock:  # two threads may cancel at once
+            if subscription.active:
+                subscription.end()
+                self._subscriptions.remove(subscription)
+                self._forget_plans()
 
     def _forget_plans(self) -> None:
         self._plans, self._emitters, self._occupied = {}, {}, {}
@@ -227,6 +231,8 @@ class EventBus:
                 for subscription in heard:
                     subscription.count_from(event_type, counter)
                 plan = compile_plan(event_type, heard, counter, self._nesting, self._hub, self._cross)
+                if plan.has_awaited and (self._host is None or self._host.on_own_loop):
+                    plan = replace(plan, emit=self._refuse_to_emit)
                 self._plans[event_type] = plan
                 self._emitters[event_type] = plan.emit
                 self._occupied[event_type] = bool(heard)
@@ -285,6 +291,13 @@ class EventBus:
             f"the publish of {type(event).__name__}",
         )
 
+    def _refuse_to_emit(self, event: Event, live: Live) -> NoReturn:
+        """Stand in for a plan whose awaited handlers cannot be waited for, before any of its handlers has run."""
+        if self._host is None:
+            raise BusNotEntered(_not_entered(event))
+        msg = "emit cannot run awaited handlers on the event loop it would have to wait for; use: await bus.publish(event)"
+        raise WrongThread(msg)
+
     def _cross(self, group: Callable[..., Awaitable[Any]], *arguments: Any, closing: bool = False) -> Skip | None:
         """Run a group of awaited handlers on the event loop while the publisher waits."""
         if self._host is None:
@@ -303,10 +316,12 @@ class EventBus:
 
     def describe(self) -> str:
         """Return the plans of all events that anybody hears, as text."""
-        own = {s.event_type for s in self._subscriptions} | self._counters.keys()
-        types = [*MOUNT_POINTS.values(), *(t for t in own if t not in MOUNT_POINTS.values() and t in self._counters)]
-        types += [s.event_type for s in self._subscriptions if not issubclass(s.event_type, tuple(types))]
-        return describe_plans((event_type, self.plan(event_type)) for event_type in dict.fromkeys(types))
+        with self._lock:
+            types = dict.fromkeys([*MOUNT_POINTS.values(), *self._counters])
+            for subscription in self._subscriptions:
+                if not any(issubclass(event_type, subscription.event_type) for event_type in types):
+                    types[subscription.event_type] = None
+        return describe_plans((event_type, self.plan(event_type)) for event_type in types)
 
     def explain(self, file: TextIO | None = None) -> None:
         """Print who hears what, in order."""
@@ -328,7 +343,10 @@ class EventBus:
             published = state_dict["published"].get(_tag(event_type))
             if published is not None and event_type.counted is None:
                 with self._lock:
-                    self._counters.setdefault(event_type, Counter()).published = published
+                    counter = self._counters.setdefault(event_type, Counter())
+                    for subscription in self._subscriptions:
+                        subscription.shift_count(event_type, published - counter.published)
+                    counter.published = published
 
     # --- entering -----------------------------------------------------------------------------------------------------
 
@@ -343,12 +361,14 @@ class EventBus:
                 msg = f"the event bus {self.name!r} is in use: a run or a with block owns it until it ends"
                 raise BusError(msg)
             self._host, self._thread_id = host, host.thread_id
+            self._forget_plans()  # whether emit can wait for awaited handlers depends on the host
             self._costs.restart()
 
     def leave(self) -> None:
         """Take the bus back from its host."""
         with self._lock:
             self._host = self._thread_id = None
+            self._forget_plans()
 
     def __enter__(self) -> EventBus:
         host = OwnThread(self._hub, self._backend)
@@ -381,10 +401,15 @@ class EventBus:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         assert self._tasks is not None
-        tasks, self._tasks = self._tasks, None
-        self.leave()
-        tasks.cancel_scope.cancel()
-        await tasks.__aexit__(None, None, None)  # the body's own error goes on as itself, not in a group
+        assert isinstance(self._host, CallersLoop)
+        host, tasks, self._tasks = self._host, self._tasks, None
+        try:
+            if error is None:
+                await host.finish()
+        finally:
+            self.leave()
+            host.stop()
+            await tasks.__aexit__(None, None, None)  # the body's own error goes on as itself, not in a group
 
 
 def _check_event_type(event_type: object) -> None:
@@ -409,13 +434,13 @@ def _check_options(name: str, lane: Lane, *, every: Any, when: Any, background: 
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         msg = f"{name}: every must be a whole number of at least 1, got {every!r}"
         raise SubscriptionError(msg)
-    if when is not None and not callable(when):
+    if when is not None and (not callable(when) or is_async(when)):
         msg = f"{name}: when must be a function of the event, got {when!r}"
         raise SubscriptionError(msg)
     if timeout is not None and lane is Lane.INLINE:
         msg = f"{name}: timeout={timeout!r} limits coroutine functions only; a function on the training thread runs to its end"
         raise SubscriptionError(msg)
-    if timeout is not None and not timeout > 0:
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
         msg = f"{name}: timeout must be a positive number of seconds, got {timeout!r}"
         raise SubscriptionError(msg)
 
@@ -432,7 +457,7 @@ def _check_policy(name: str, on_error: str | None) -> ErrorPolicy:
 
 
 def _name_of(handler: Any) -> str:
-    while hasattr(handler, "func"):
+    while isinstance(handler, functools.partial):
         handler = handler.func
     owner = getattr(handler, "__self__", None)
     if owner is not None and not isinstance(owner, type):

@@ -52,12 +52,14 @@ def log_failure(subscription: Subscription[Any], error: Exception, event: Event)
 
 
 def raise_all(errors: Sequence[BaseException]) -> None:
-    """Raise the first of several errors, the others noted on it."""
+    """Raise the first of several errors, the others noted on it; a cancellation or an interrupt is never only a note."""
     if not errors:
         return
-    first, *later = errors
-    for error in later:
-        first.add_note(f"and later: {describe_error(error)}")
+    first = next((error for error in errors if not isinstance(error, Exception)), errors[0])
+    for error in errors:
+        if error is first:
+            continue
+        first.add_note(f"and {'also' if error is errors[0] else 'later'}: {describe_error(error)}")
         for note in getattr(error, "__notes__", ()):
             first.add_note(f"    {note}")
     raise first

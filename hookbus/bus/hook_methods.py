@@ -81,10 +81,9 @@ def _mount_points(hook: HookLike) -> Iterator[HookMethod]:
     for mount_point, event_type in MOUNT_POINTS.items():
         name = _method_for(hook, mount_point)
         method = getattr(hook, name, None) if name else None
-        if method is None or hasattr(method, _MARKS) or (uses is not None and not uses(mount_point)):
+        if method is None or hasattr(method, _MARKS) or (callable(uses) and not uses(mount_point)):
             continue
-        options = {"every": getattr(method, _EVERY)} if hasattr(method, _EVERY) else {}
-        yield HookMethod(event_type, method, f"{owner}.{name}", options)
+        yield HookMethod(event_type, method, f"{owner}.{name}", _own_options(method))
 
 
 def _method_for(hook: HookLike, mount_point: str) -> str | None:
@@ -97,10 +96,13 @@ def _method_for(hook: HookLike, mount_point: str) -> str | None:
 
 def _marked(hook: HookLike) -> Iterator[HookMethod]:
     for name in dir(type(hook)):
-        method = getattr(hook, name, None) if not name.startswith("__") else None
-        for event_type, options in getattr(method, _MARKS, ()):
-            assert method is not None
-            yield HookMethod(event_type, method, f"{type(hook).__name__}.{name}", dict(options))
+        for event_type, options in getattr(getattr(type(hook), name, None), _MARKS, ()):
+            method = getattr(hook, name)  # only now: a property must not be asked for its value
+            yield HookMethod(event_type, method, f"{type(hook).__name__}.{name}", _own_options(method) | options)
+
+
+def _own_options(method: Handler) -> dict[str, Any]:
+    return {"every": getattr(method, _EVERY)} if hasattr(method, _EVERY) else {}
 
 
 def _refuse_near_misses(hook: HookLike) -> None:

@@ -14,7 +14,7 @@ import anyio.abc
 
 from hookbus._current import Writing, current_hub, current_writing
 from hookbus.bridge import Bridge, LoopThread
-from hookbus.errors import WouldDeadlock, WrongThread
+from hookbus.errors import BusNotEntered, HandlerCancelled, WouldDeadlock, WrongThread
 from hookbus.hub import MessageHub
 from hookbus.mailbox import Acknowledgement, LoopHandle, Mailbox
 from hookbus.types import Backend
@@ -99,13 +99,25 @@ class CallersLoop:
         self.thread_id = threading.get_ident()
         self._loop = LoopHandle.current()
         self._tasks = tasks
-        self._posted: deque[Callable[[], Awaitable[None]]] = deque()
+        self._posted: deque[tuple[Callable[[], Awaitable[None]], Acknowledgement[Any]]] = deque()
         self._arrived = anyio.Event()
+        self._server: int | None = None
+        self._stopped = False
         self._tasks.start_soon(self._serve_posted)
 
+    async def finish(self) -> None:
+        """Carry out what was posted so far."""
+
+        async def nothing() -> None:
+            pass
+
+        await self.post(lambda: None, nothing, "leaving the event bus")
+
     def stop(self) -> None:
-        """Take nothing more."""
+        """Take nothing more, and say so to those who wait."""
+        self._stopped = True
         self._tasks.cancel_scope.cancel()
+        self._refuse_posted()
 
     def cross(self, function: Callable[..., Awaitable[T]], *_: Any, closing: bool = False) -> T:
         """Refuse: the loop cannot wait for itself."""
@@ -114,21 +126,45 @@ class CallersLoop:
 
     def post(self, emit: Callable[[], T], publish: Callable[[], Awaitable[T]], what: str) -> Acknowledgement[T]:
         """Have the loop publish, after what was posted before."""
-        answer: Acknowledgement[T] = Acknowledgement(what)
+        answer: Acknowledgement[T] = Acknowledgement(what, check_wait=self._refuse_server)
 
         async def carry_out() -> None:
             try:
                 answer.set_result(await publish())
             except Exception as error:  # noqa: BLE001  it belongs to the one who asked
                 answer.set_error(error)
+            except BaseException as error:
+                if isinstance(error, anyio.get_cancelled_exc_class()) and not self._tasks.cancel_scope.cancel_called:
+                    answer.set_error(HandlerCancelled("a handler was cancelled, but not by its run"))
+                    return  # the posts after it are not to suffer
+                answer.set_error(_left(what))
+                raise
 
-        self._posted.append(carry_out)
+        self._posted.append((carry_out, answer))
+        if self._stopped:
+            self._refuse_posted()
         self._loop.call_soon(lambda: self._arrived.set())
         return answer
 
     async def _serve_posted(self) -> None:
+        self._server = anyio.get_current_task().id
         while True:
             await self._arrived.wait()
             self._arrived = anyio.Event()  # before looking: what arrives from here on wakes us again
             while self._posted:
-                await self._posted.popleft()()
+                carry_out, _ = self._posted.popleft()
+                await carry_out()
+
+    def _refuse_posted(self) -> None:
+        while self._posted:
+            _, answer = self._posted.popleft()
+            answer.set_error(_left(answer.what))
+
+    def _refuse_server(self) -> None:
+        if threading.get_ident() == self.thread_id and anyio.get_current_task().id == self._server:
+            msg = "a handler of a posted event waits for another post, which comes after it; use: await bus.publish(event)"
+            raise WouldDeadlock(msg)
+
+
+def _left(what: str) -> BusNotEntered:
+    return BusNotEntered(f"{what} could not take place: the event bus was left before")

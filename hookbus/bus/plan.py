@@ -7,11 +7,11 @@ within a few per cent of calling the handlers by hand, and a traceback through i
 ```python
 def emit(event, live):
     ...
-    outputs = live["outputs"]
+    live_outputs = live["outputs"]
     try:
         if not (event.iter + 1) % 50:
             subscription_0.filtered_calls += 1
-            handler_0(event, hub, outputs)
+            handler_0(event, hub, live_outputs)
     except BaseException as error:
         end_in_failure(subscriptions, 0, error, event)
         raise
@@ -27,6 +27,7 @@ __all__ = ("NESTING_LIMIT", "Nesting", "Plan", "compile_plan")
 import linecache
 import sys
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -34,10 +35,9 @@ from typing import Any, NoReturn, Protocol
 
 import anyio
 
-from hookbus.bridge import CrossingCancelled
-from hookbus.bus.failures import add_note, end_in_failure, log_failure, raise_all
+from hookbus.bus.failures import end_in_failure, log_failure, raise_all
 from hookbus.bus.subscription import Counter, Lane, Subscription
-from hookbus.errors import BusError, PublishDepthExceeded, Skip
+from hookbus.errors import BusError, HandlerCancelled, PublishDepthExceeded, Skip
 from hookbus.events import Event
 from hookbus.hub import MessageHub
 from hookbus.types import Live
@@ -85,7 +85,7 @@ def compile_plan(
 ) -> Plan:
     """Generate the functions that run `subscriptions`, which are in order, for events of `event_type`."""
     source = _Source(event_type, subscriptions)
-    filename = f"<hookbus plan of {event_type.__name__}>"
+    filename = f"<hookbus plan of {event_type.__name__}, {zlib.crc32(source.text.encode()):08x}>"  # equal texts share one
     namespace: dict[str, Any] = {
         "counter": counter,
         "nesting": nesting,
@@ -94,11 +94,10 @@ def compile_plan(
         "clock": time.perf_counter,
         "subscriptions": tuple(subscriptions),
         "Skip": Skip,
-        "CrossingCancelled": CrossingCancelled,
-        "add_note": add_note,
         "check_depth": _check_depth,
         "end_in_failure": end_in_failure,
         "fail_after": anyio.fail_after,
+        "keep": _keep,
         "lacks": _lacks,
         "log_failure": log_failure,
         "miss": _miss,
@@ -108,6 +107,7 @@ def compile_plan(
         namespace[f"handler_{index}"] = subscription.handler
         namespace[f"subscription_{index}"] = subscription
         namespace[f"when_{index}"] = subscription.when
+        namespace[f"timeout_{index}"] = subscription.timeout
     linecache.cache[filename] = (len(source.text), None, source.text.splitlines(keepends=True), filename)
     exec(compile(source.text, filename, "exec"), namespace)  # our own text, made of checked names
     for group in source.groups:
@@ -142,7 +142,7 @@ class _Source:
         self._add(1, "counter.published = number = counter.published + 1")
         self._add(1, "nesting.active += 1")
         self._add(1, "try:")
-        self._add(2, f"if nesting.active > {NESTING_LIMIT}:", "    check_depth(event)")
+        self._add(2, f"if nesting.active > {NESTING_LIMIT}:", "    check_depth(event, subscriptions)")
         self._write_live_names(2, range(len(self._subscriptions)), sync_only=name == "emit")
         if self._event_type.closing:
             self._add(2, "errors = []")
@@ -160,8 +160,9 @@ class _Source:
             if not (sync_only and self._subscriptions[index].lane is Lane.AWAITED)
         }
         if needed:
-            self._add(depth, "try:", *(f"    {name} = live[{name!r}]" for name in needed))
-            self._add(depth, "except KeyError as missing:", "    lacks(event, live, missing)")
+            self._add(depth, "try:", *(f"    live_{name} = live[{name!r}]" for name in needed))
+            self._add(depth, "except KeyError as missing:")
+            self._add(depth + 1, f"lacks(event, live, missing, subscriptions[{indexes[0]}:])")
 
     def _write_emit_body(self, steps: list[list[int]]) -> None:
         for step in steps:
@@ -174,12 +175,12 @@ class _Source:
         for index in range(len(self._subscriptions)):
             self._write_call(2, index)
 
-    def _write_call(self, depth: int, index: int, *, guarded: bool = True, timed: bool = False) -> None:
+    def _write_call(self, depth: int, index: int, *, guarded: bool = True, group: Sequence[int] = ()) -> None:
         """Write one handler's call, its filters before it, its error policy around it."""
         subscription = self._subscriptions[index]
         guard = self._guard(index) if guarded else ""
         body = depth + 1 + bool(guard)
-        if timed:
+        if group:
             self._add(depth, "started = clock()")
         self._add(depth, "try:")
         if guard:
@@ -189,23 +190,24 @@ class _Source:
         if subscription.once and guarded:
             self._write_spending(body, index)
         self._add(body, *_call_lines(subscription, index))
-        self._write_policy(depth, index)
-        if timed:
+        self._write_policy(depth, index, group)
+        if group:
             self._add(depth, f"subscription_{index}.took = clock() - started")
 
     def _write_spending(self, depth: int, index: int) -> None:
         self._add(depth, f"subscription_{index}.spent = True", f"subscription_{index}.cancel()")
 
-    def _write_policy(self, depth: int, index: int) -> None:
+    def _write_policy(self, depth: int, index: int, group: Sequence[int] = ()) -> None:
         """Write what happens when the handler above raises."""
         if self._event_type.skippable:
             self._add(depth, "except Skip as skip:", f"    miss(subscriptions, {index})", "    return skip")
+        if self._subscriptions[index].on_error == "log":
+            self._add(depth, "except Exception as error:", f"    log_failure(subscription_{index}, error, event)")
         if self._event_type.closing:
             self._add(depth, "except BaseException as error:", f"    end_in_failure(subscriptions[:{index + 1}],")
             self._lines[-1] += f" {index}, error, event)"
-            self._add(depth, "    errors.append(error)")
-        elif self._subscriptions[index].on_error == "log":
-            self._add(depth, "except Exception as error:", f"    log_failure(subscription_{index}, error, event)")
+            late = f"keep(errors, error, subscriptions[{index + 1}:{group[-1] + 1}])" if group else "errors.append(error)"
+            self._add(depth, f"    {late}")
         else:
             self._add(depth, "except BaseException as error:")
             self._add(depth, f"    end_in_failure(subscriptions, {index}, error, event)", "    raise")
@@ -234,25 +236,29 @@ class _Source:
         self._add(0, f"async def group_{group[0]}(event, live, number{errors}):")
         self._write_live_names(1, group, sync_only=False)
         for index in group:
-            self._write_call(1, index, guarded=len(group) > 1, timed=True)
+            self._write_call(1, index, guarded=len(group) > 1, group=group)
 
     def _write_crossing(self, group: list[int]) -> None:
         """Write the step at which the training thread waits for a group."""
         guards = [self._guard(index) for index in group]
         depth = 2
+        if self._subscriptions[group[0]].when is not None:  # it stands alone, and its condition may raise
+            self._add(2, "due = False", "try:", f"    due = {guards[0]}")
+            self._write_policy(2, group[0])
+            guards = ["due"]
         if all(guards):
             self._add(2, f"if {' or '.join(guards)}:")
             depth = 3
         for index in group:
             if self._subscriptions[index].once:
                 self._write_spending(depth, index)
-        errors = ", errors, closing=True" if self._event_type.closing else ""
-        self._add(depth, "try:", f"    skip = cross(group_{group[0]}, event, live, number{errors})")
-        self._add(depth, "except CrossingCancelled:", f"    miss(subscriptions, {group[-1]})", "    raise")
         if self._event_type.closing:
+            self._add(depth, "try:", f"    cross(group_{group[0]}, event, live, number, errors, closing=True)")
             self._add(depth, "except BaseException as error:", "    errors.append(error)")
-        elif self._event_type.skippable:
-            self._add(depth, "if skip is not None:", "    return skip")
+        else:
+            self._add(depth, f"skip = cross(group_{group[0]}, event, live, number)")
+            if self._event_type.skippable:
+                self._add(depth, "if skip is not None:", "    return skip")
 
 
 def _groups(subscriptions: Subscriptions) -> Iterator[list[int]]:
@@ -280,7 +286,7 @@ def _call_lines(subscription: Subscription[Any], index: int) -> list[str]:
         return [call]
     if subscription.timeout is None:
         return [f"await {call}"]
-    return [f"with fail_after({subscription.timeout!r}):", f"    await {call}"]
+    return [f"with fail_after(timeout_{index}):", f"    await {call}"]
 
 
 def _miss(subscriptions: Subscriptions, index: int) -> None:
@@ -288,12 +294,28 @@ def _miss(subscriptions: Subscriptions, index: int) -> None:
         later.missed += 1
 
 
-def _lacks(event: Event, live: Live, missing: KeyError) -> NoReturn:
+def _keep(errors: list[BaseException], error: BaseException, later: Subscriptions) -> None:
+    """Keep the error of an awaited handler for the end of the publish, unless the deadline for all of them has passed."""
+    if isinstance(error, Exception):
+        errors.append(error)
+    elif anyio.current_effective_deadline() == float("-inf"):
+        _miss(later, -1)
+        raise error
+    elif isinstance(error, anyio.get_cancelled_exc_class()):
+        stray = HandlerCancelled("a handler was cancelled, but not by its run")
+        stray.__cause__ = error
+        errors.append(stray)
+    else:
+        errors.append(error)
+
+
+def _lacks(event: Event, live: Live, missing: KeyError, subscriptions: Subscriptions) -> NoReturn:
+    _miss(subscriptions, -1)
     msg = f"{type(event).__name__} was published without the live object {missing.args[0]!r} that a handler asks for"
     raise BusError(f"{msg}; it came with: {', '.join(live) or '(none)'}") from None
 
 
-def _check_depth(event: Event) -> None:
+def _check_depth(event: Event, subscriptions: Subscriptions) -> None:
     """Refuse a publish that is nested too deep; many side by side on one event loop are not."""
     frame: FrameType | None = sys._getframe(1)
     depth = 0
@@ -302,5 +324,6 @@ def _check_depth(event: Event) -> None:
             depth += 1
         frame = frame.f_back
     if depth > NESTING_LIMIT:
+        _miss(subscriptions, -1)
         msg = f"{type(event).__name__} is published inside {NESTING_LIMIT} other publishes; does a handler cause itself?"
         raise PublishDepthExceeded(msg)

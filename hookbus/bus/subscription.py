@@ -112,11 +112,13 @@ class Subscription(Generic[E]):
 
     def cancel(self) -> None:
         """Take no part in publishes that begin from now on."""
-        if self.active:
-            self.active = False
-            self._calls_when_cancelled = self._counted_calls()
-            self._since.clear()
-            self._on_cancel(self)
+        self._on_cancel(self)
+
+    def end(self) -> None:
+        """Stop counting; called by the bus, once."""
+        self.active = False
+        self._calls_when_cancelled = self._counted_calls()
+        self._since.clear()
 
     @property
     def is_filtered(self) -> bool:
@@ -126,6 +128,12 @@ class Subscription(Generic[E]):
     def count_from(self, event_type: type[Event], counter: Counter) -> None:
         """Note that this subscription takes part in the publishes of an event type from now on."""
         self._since.setdefault(event_type, (counter, counter.published))
+
+    def shift_count(self, event_type: type[Event], by: int) -> None:
+        """Leave the calls as they are although the counter of an event type was moved."""
+        if event_type in self._since:
+            counter, start = self._since[event_type]
+            self._since[event_type] = counter, start + by
 
     def stats(self) -> SubscriptionStats:
         """Return the counts so far."""

@@ -1,0 +1,93 @@
+"""Every operation on the file system that checkpoints need, and no other.
+
+The store works through one `Files` object, so that tests can count the operations, let each of them fail, and stop at each of
+them.
+"""
+
+from __future__ import annotations
+
+__all__ = ("CHUNK_SIZE", "Files")
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+CHUNK_SIZE = 1 << 20
+"""How many bytes are read at a time."""
+
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+class Files:
+    """The operating system's file operations; each method is one point at which a machine may stop or a disk may refuse."""
+
+    def make_directory(self, path: Path) -> None:
+        """Create one directory, whose parent exists and which itself does not."""
+        path.mkdir()
+
+    def create(self, path: Path) -> BinaryIO:
+        """Open a file for writing that does not exist yet; a symbolic link in its place is an error."""
+        return path.open("xb")
+
+    def write(self, file: BinaryIO, chunk: bytes | memoryview) -> None:
+        """Write the whole chunk."""
+        file.write(chunk)
+
+    def sync(self, file: BinaryIO) -> None:
+        """Return when all that was written is durable."""
+        file.flush()
+        os.fsync(file.fileno())
+
+    def sync_directory(self, path: Path) -> None:
+        """Return when the names in the directory are durable. Windows offers no such operation and needs none."""
+        if os.name == "nt":
+            return
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename in one step; a file in the place of the target is replaced."""
+        source.replace(target)
+
+    def remove_file(self, path: Path) -> None:
+        """Remove one file or symbolic link."""
+        path.unlink()
+
+    def remove_directory(self, path: Path) -> None:
+        """Remove one empty directory."""
+        path.rmdir()
+
+    def list_names(self, path: Path) -> list[str]:
+        """Return the sorted names in a directory, none if there is no such directory."""
+        try:
+            return sorted(os.listdir(path))
+        except FileNotFoundError:
+            return []
+
+    def exists(self, path: Path) -> bool:
+        """Say whether anything, be it a broken symbolic link, has this name."""
+        return os.path.lexists(path)
+
+    def is_directory(self, path: Path) -> bool:
+        """Say whether the path is a directory itself, not a symbolic link to one."""
+        return self.exists(path) and stat.S_ISDIR(path.lstat().st_mode)
+
+    def is_file(self, path: Path) -> bool:
+        """Say whether the path is a regular file itself, not a symbolic link to one."""
+        return self.exists(path) and stat.S_ISREG(path.lstat().st_mode)
+
+    def size(self, path: Path) -> int:
+        """Return the length of a file in bytes."""
+        return path.lstat().st_size
+
+    def read(self, path: Path) -> Iterator[bytes]:
+        """Yield the content of a file in pieces; a symbolic link is an error."""
+        descriptor = os.open(path, os.O_RDONLY | _NO_FOLLOW)
+        with open(descriptor, "rb") as file:
+            while chunk := file.read(CHUNK_SIZE):
+                yield chunk

@@ -1,0 +1,124 @@
+"""The main stream of a run, and the way of batches to their device.
+
+The main stream is the one that was current when the run started. The training thread works on it, and so does each
+step of an awaited handler's coroutine, although that runs on the thread of an event loop: stream, device and modes are
+set before the step and put back after it, so that neither side ever sees the other's.
+"""
+
+from __future__ import annotations
+
+__all__ = ("MainStream", "default_device", "mover")
+
+import dataclasses
+import types
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+
+T = TypeVar("T")
+
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+def default_device() -> torch.device:
+    """Return the accelerator of this machine, or the CPU where there is none."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Modes:
+    """What torch keeps per thread and a coroutine may change between two waits."""
+
+    grad: bool
+    autocast: tuple[tuple[bool, torch.dtype], ...]
+
+    @classmethod
+    def current(cls) -> _Modes:
+        autocast = tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _AUTOCAST_DEVICES)
+        return cls(torch.is_grad_enabled(), autocast)
+
+    def set(self) -> None:
+        torch.set_grad_enabled(self.grad)
+        for kind, (enabled, dtype) in zip(_AUTOCAST_DEVICES, self.autocast, strict=True):
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, dtype)
+
+
+class MainStream:
+    """Device, stream and modes as they were when the run started."""
+
+    def __init__(self) -> None:
+        self._modes = _Modes.current()
+        self._default_device = torch.get_default_device()
+        self._stream = torch.accelerator.current_stream() if torch.accelerator.is_available() else None
+
+    @contextmanager
+    def on_this_thread(self) -> Iterator[None]:
+        """Take everything over on another thread, for the duration of a run."""
+        with ExitStack() as stack:
+            stack.callback(_Modes.current().set)
+            self._modes.set()
+            if self._default_device != torch.get_default_device():
+                stack.enter_context(self._default_device)
+            if self._stream is not None:
+                stack.enter_context(self._stream)
+            yield
+
+    async def drive(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
+        """Run a coroutine function with each of its steps on the main stream."""
+        return await self._stepwise(function(*arguments))
+
+    @types.coroutine
+    def _stepwise(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+        own = self._modes
+        resume: Callable[[], Any] = lambda: coroutine.send(None)  # noqa: E731  replaced at each step
+        while True:
+            loops = _Modes.current()
+            own.set()
+            try:
+                with self._stream if self._stream is not None else ExitStack():
+                    waits_for = resume()
+            except StopIteration as finished:
+                return cast("T", finished.value)
+            finally:
+                own = _Modes.current()
+                loops.set()
+            try:
+                sent = yield waits_for
+            except BaseException as error:  # noqa: BLE001  whatever the loop throws belongs to the coroutine
+                resume = _thrower(coroutine, error)
+            else:
+                resume = _sender(coroutine, sent)
+
+
+def _sender(coroutine: Coroutine[Any, Any, Any], value: Any) -> Callable[[], Any]:
+    return lambda: coroutine.send(value)
+
+
+def _thrower(coroutine: Coroutine[Any, Any, Any], error: BaseException) -> Callable[[], Any]:
+    return lambda: coroutine.throw(error)
+
+
+def mover(device: torch.device) -> Callable[[Any], Any]:
+    """Return the function that brings a batch to `device`, through nested containers and without waiting."""
+    if device.type == "cpu":
+        return lambda batch: batch  # dataloaders give host tensors
+
+    def move(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device, non_blocking=True)
+        if isinstance(value, Mapping):
+            return type(value)((key, move(item)) for key, item in value.items())  # type: ignore[call-arg]
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(move, value))
+        if isinstance(value, list | tuple):
+            return type(value)(map(move, value))
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {field.name: move(getattr(value, field.name)) for field in dataclasses.fields(value)}
+            return dataclasses.replace(value, **fields)
+        return value
+
+    return move

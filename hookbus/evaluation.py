@@ -1,0 +1,92 @@
+"""The metrics of one pass over validation or test data.
+
+An evaluator is a metric or a collection of the torchmetrics kind: `update(predictions, targets)`, `compute()`,
+`reset()`. Scalars of the steps are averaged over the samples, on the device, and read once at the end of the pass.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Evaluation", "metric_name")
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from hookbus.errors import ConfigError
+from hookbus.steps import EvaluationOutput
+
+_TASK_PREFIX = re.compile(r"^(Multiclass|Multilabel|Binary)(?=[A-Z])")
+
+
+def metric_name(name: str) -> str:
+    """Return the snake_case name of a metric class, without the task it is for: `MulticlassF1Score` -> `f1_score`."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", _TASK_PREFIX.sub("", name))
+    return words.lower()
+
+
+class Evaluation:
+    """Collects what the steps of one pass give, and computes the metrics at its end.
+
+    Raises:
+        ConfigError: the evaluator lacks `update`, `compute` or `reset`.
+    """
+
+    def __init__(self, evaluator: Any, device: torch.device) -> None:
+        missing = [name for name in ("update", "compute", "reset") if not callable(getattr(evaluator, name, None))]
+        if evaluator is not None and missing:
+            msg = f"an evaluator needs update, compute and reset; {evaluator!r} lacks {', '.join(missing)}"
+            raise ConfigError(msg)
+        self._evaluator = evaluator.to(device) if hasattr(evaluator, "to") else evaluator
+        self._sums: dict[str, Any] = {}
+        self._samples = 0
+
+    def reset(self) -> None:
+        """Begin a pass."""
+        self._sums, self._samples = {}, 0
+        if self._evaluator is not None:
+            self._evaluator.reset()
+
+    def update(self, output: EvaluationOutput, batch: Any) -> None:
+        """Take in what came of one batch.
+
+        Raises:
+            ConfigError: there is an evaluator, and the step gave no predictions for it.
+        """
+        samples = _batch_size(batch)
+        self._samples += samples
+        for key, value in output.scalars.items():
+            self._sums[key] = self._sums.get(key, 0.0) + value * samples
+        if self._evaluator is None:
+            return
+        if not output.has_predictions:
+            msg = "the evaluator needs (predictions, targets), but the step returned a dict of scalars"
+            raise ConfigError(msg)
+        self._evaluator.update(output.predictions, output.targets)
+
+    def compute(self) -> dict[str, Any]:
+        """Return the metrics by name: the evaluator's first, then the averaged scalars, `loss` last."""
+        metrics: dict[str, Any] = {}
+        if self._evaluator is not None:
+            computed = self._evaluator.compute()
+            named = computed if isinstance(computed, Mapping) else {type(self._evaluator).__name__: computed}
+            metrics = {metric_name(str(name)): _plain(value) for name, value in named.items()}
+        averages = {key: _plain(total / self._samples) for key, total in self._sums.items()}
+        metrics |= {key: value for key, value in averages.items() if key != "loss"}
+        return metrics | {key: value for key, value in averages.items() if key == "loss"}
+
+
+def _plain(value: Any) -> Any:
+    """Return a metric as a Python number or list."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.item() if value.numel() == 1 else value.tolist()
+
+
+def _batch_size(batch: Any) -> int:
+    """Return the length of the first tensor in a batch, or 1 where there is none."""
+    if isinstance(batch, torch.Tensor):
+        return len(batch) if batch.ndim else 1
+    items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
+    return next((_batch_size(item) for item in items), 1)

@@ -1,0 +1,76 @@
+"""Times the iterations, and says how much of each was waiting for data."""
+
+from __future__ import annotations
+
+__all__ = ("IterTimerHook",)
+
+from time import perf_counter
+from typing import Any, ClassVar
+
+from hookbus.hooks.base import Hook
+from hookbus.hub import MessageHub
+
+ETA_EVERY = 10
+"""Training iterations between two estimates of the time left."""
+
+
+class IterTimerHook(Hook):
+    """Records `<mode>/time` and `<mode>/data_time` in seconds, and the information `eta`.
+
+    `data_time` is what the loop waited for the batch, and nothing else. `time` is the whole iteration, from the end of
+    the one before it, so all hooks are in it; validations and what happens between epochs are not.
+    """
+
+    priority: ClassVar[int | str] = "NORMAL"
+
+    def __init__(self) -> None:
+        self._mark = 0.0
+        self._data_time = 0.0
+        self._iterations = 0
+        self._seconds = 0.0
+
+    def before_train(self) -> None:
+        """Forget the pace of an earlier run."""
+        self._iterations, self._seconds = 0, 0.0
+
+    def _before_epoch(self) -> None:
+        self._mark = perf_counter()
+
+    def before_train_iter(self, data_time: float) -> None:
+        """Keep the time that the loop waited."""
+        self._data_time = data_time
+
+    def after_train_iter(self, runner: Any, iter: int, hub: MessageHub) -> None:
+        """Book the iteration."""
+        now = perf_counter()
+        seconds, self._mark = now - self._mark, now
+        hub.update_scalars({"train/time": seconds, "train/data_time": self._data_time})
+        self._iterations += 1
+        self._seconds += seconds
+        if iter % ETA_EVERY == 0:
+            self._estimate(runner, iter + 1, hub)
+
+    def before_val_iter(self, data_time: float) -> None:
+        """Keep the time that the loop waited."""
+        self._data_time = data_time
+
+    def after_val_iter(self, hub: MessageHub) -> None:
+        """Book the iteration."""
+        self._book("val", hub)
+
+    def before_test_iter(self, data_time: float) -> None:
+        """Keep the time that the loop waited."""
+        self._data_time = data_time
+
+    def after_test_iter(self, hub: MessageHub) -> None:
+        """Book the iteration."""
+        self._book("test", hub)
+
+    def _book(self, mode: str, hub: MessageHub) -> None:
+        now = perf_counter()
+        hub.update_scalars({f"{mode}/time": now - self._mark, f"{mode}/data_time": self._data_time})
+        self._mark = now
+
+    def _estimate(self, runner: Any, completed: int, hub: MessageHub) -> None:
+        if runner.max_iters is not None:
+            hub.update_info("eta", self._seconds / self._iterations * (runner.max_iters - completed))

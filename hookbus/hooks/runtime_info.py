@@ -1,0 +1,111 @@
+"""Keeps the message hub up to date, so that modules without a runner can read what a run is doing."""
+
+from __future__ import annotations
+
+__all__ = ("RuntimeInfoHook",)
+
+from collections.abc import Mapping
+from numbers import Number
+from typing import Any, ClassVar
+
+from hookbus.hooks.base import Hook
+from hookbus.hub import MessageHub
+
+
+class RuntimeInfoHook(Hook):
+    """Writes counters, learning rate, losses and metrics to the message hub.
+
+    Information: `experiment_name`, `seed`, `loop_stage`, `epoch`, `iter`, `max_epochs`, `max_iters`, `dataset_meta`.
+    Scalars: `train/lr`, `train/<key>` for every scalar among the outputs, `val/<metric>`, `test/<metric>`.
+    """
+
+    priority: ClassVar[int | str] = "VERY_HIGH"
+
+    def __init__(self) -> None:
+        self._keys: dict[str, str] = {}
+        self._stage: str | None = None
+
+    def before_run(self, runner: Any, hub: MessageHub) -> None:
+        """Say which run this is."""
+        hub.update_info_dict({"experiment_name": runner.experiment_name, "seed": runner.seed})
+
+    def before_train(self, runner: Any, hub: MessageHub) -> None:
+        """Say how long training will be."""
+        limits = {"max_epochs": runner.max_epochs, "max_iters": runner.max_iters}
+        self._enter("train", hub, epoch=runner.epoch, iter=runner.iter, **limits)
+        meta = getattr(getattr(runner.train_dataloader, "dataset", None), "metainfo", None)
+        if meta is not None:
+            hub.update_info("dataset_meta", meta)
+
+    def before_train_epoch(self, epoch: int, hub: MessageHub) -> None:
+        """Count the epoch."""
+        hub.update_info("epoch", epoch)
+
+    def before_train_iter(self, runner: Any, iter: int, hub: MessageHub) -> None:
+        """Count the iteration and note its learning rate."""
+        hub.update_info("iter", iter)
+        hub.update_scalar("train/lr", runner.optim_wrapper.optimizer.param_groups[0]["lr"])
+
+    def after_train_iter(self, outputs: Mapping[str, Any], hub: MessageHub) -> None:
+        """Record every scalar that the step returned; what is not one is for other hooks."""
+        hub.update_scalars({self._key(key): value for key, value in outputs.items() if _is_scalar(value)})
+
+    def before_val(self, epoch: int, iter: int, hub: MessageHub) -> None:
+        """Count what is completed before the validation."""
+        hub.update_info_dict({"loop_stage": "val", "epoch": epoch, "iter": iter})
+
+    def after_val_epoch(self, metrics: Mapping[str, Any], hub: MessageHub) -> None:
+        """Record the metrics."""
+        _record("val", metrics, hub)
+
+    def after_val(self, hub: MessageHub) -> None:
+        """Go back to training, where the validation was part of one."""
+        if self._stage is None:
+            hub.pop_info("loop_stage")
+        else:
+            hub.update_info("loop_stage", self._stage)
+
+    def after_train(self, epoch: int, iter: int, hub: MessageHub) -> None:
+        """Count what was completed in all."""
+        self._leave(hub, epoch=epoch, iter=iter)
+
+    def before_test(self, hub: MessageHub) -> None:
+        """Say that a test is going on."""
+        hub.update_info("loop_stage", "test")
+
+    def after_test_epoch(self, metrics: Mapping[str, Any], hub: MessageHub) -> None:
+        """Record the metrics."""
+        _record("test", metrics, hub)
+
+    def after_test(self, hub: MessageHub) -> None:
+        """Say that the test is over."""
+        hub.pop_info("loop_stage")
+
+    def _enter(self, stage: str, hub: MessageHub, **info: Any) -> None:
+        self._stage = stage
+        hub.update_info_dict({"loop_stage": stage} | info)
+
+    def _leave(self, hub: MessageHub, **info: Any) -> None:
+        self._stage = None
+        hub.pop_info("loop_stage")
+        hub.update_info_dict(info)
+
+    def _key(self, key: str) -> str:
+        """Return `train/<key>`; made once, because this is the hot path."""
+        try:
+            return self._keys[key]
+        except KeyError:
+            return self._keys.setdefault(key, f"train/{key}")
+
+
+def _is_scalar(value: Any) -> bool:
+    numel = getattr(value, "numel", None)
+    return numel() == 1 if numel is not None else isinstance(value, Number) or getattr(value, "size", None) == 1
+
+
+def _record(mode: str, metrics: Mapping[str, Any], hub: MessageHub) -> None:
+    """Record scalar metrics with their history, others as information."""
+    hub.update_scalars({f"{mode}/{name}": value for name, value in metrics.items() if _is_scalar(value)})
+    others = {f"{mode}/{name}": value for name, value in metrics.items() if not _is_scalar(value)}
+    if others:
+        hub.update_info_dict(others)

@@ -1,0 +1,33 @@
+"""How far a run has come: completed epochs and iterations, which go into checkpoints."""
+
+from __future__ import annotations
+
+__all__ = ("Progress",)
+
+from typing import Any
+
+
+class Progress:
+    """Counts completed things; written by the loops, read by everybody."""
+
+    __slots__ = ("batch_idx", "epoch", "iter")
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        """Completed epochs."""
+        self.iter = 0
+        """Completed training iterations."""
+        self.batch_idx = 0
+        """Completed batches of the running epoch."""
+
+    def __repr__(self) -> str:
+        return f"<Progress: {self.epoch} epochs, {self.iter} iterations>"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters."""
+        return {"epoch": self.epoch, "iter": self.iter, "batch_idx": self.batch_idx}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from saved counters."""
+        self.epoch, self.iter = state_dict["epoch"], state_dict["iter"]
+        self.batch_idx = state_dict["batch_idx"]

@@ -1,0 +1,106 @@
+"""The default hooks of a run, as data, and how a user's `default_hooks` and `custom_hooks` change them."""
+
+from __future__ import annotations
+
+__all__ = ("DEFAULT_HOOKS", "build_hooks")
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from hookbus._config import refuse, shown
+from hookbus.bus.hook_methods import hook_methods
+from hookbus.errors import ConfigError, SubscriptionError, choices
+from hookbus.priority import get_priority
+from hookbus.registry import HOOKS
+from hookbus.types import HookLike
+
+DEFAULT_HOOKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "runtime_info": {"type": "RuntimeInfoHook"},
+        "timer": {"type": "IterTimerHook"},
+        "sampler_seed": {"type": "DistSamplerSeedHook"},
+        "logger": {"type": "LoggerHook"},
+        "param_scheduler": {"type": "ParamSchedulerHook"},
+        "checkpoint": {"type": "CheckpointHook", "interval": 1},
+    }
+)
+"""In the order in which they are added; the order of priorities is theirs."""
+
+
+class HookEntry(NamedTuple):
+    """A hook and the priority it was given, if any."""
+
+    hook: HookLike
+    priority: int | None
+
+
+def build_hooks(default_hooks: object, custom_hooks: object) -> list[HookEntry]:
+    """Return the default hooks with a user's changes, then the user's own.
+
+    Raises:
+        ConfigError: a name, type or option is unknown or ill-typed, or something is not a hook; names all of them.
+    """
+    specs = _default_specs(default_hooks) | _custom_specs(custom_hooks)
+    problems = []
+    for path, spec in specs.items():
+        problems += HOOKS.check(spec, path=path, extra_keys=("priority",)) if isinstance(spec, Mapping) else _check(spec, path)
+    refuse(problems)
+    return [build_hook(spec, path) for path, spec in specs.items()]
+
+
+def build_hook(spec: object, path: str) -> HookEntry:
+    """Return the hook that a config describes, or the one that was given."""
+    if not isinstance(spec, Mapping):
+        refuse(_check(spec, path))
+        return HookEntry(spec, None)
+    hook = HOOKS.build(spec, path=path, extra_keys=("priority",))
+    refuse(_check(hook, path))
+    priority = spec.get("priority")
+    return HookEntry(hook, None if priority is None else get_priority(priority))
+
+
+def _check(hook: object, path: str) -> list[str]:
+    """Return what keeps an object from being a hook."""
+    if isinstance(hook, str | bytes | int | float | list | tuple | None):
+        return [f"{path} = {shown(hook)}: expected a hook or a dict(type=...)"]
+    try:
+        hook_methods(hook)
+    except SubscriptionError as error:
+        return [f"{path}: {error}"]
+    return []
+
+
+def _default_specs(given: object) -> dict[str, object]:
+    if not isinstance(given, Mapping | None):
+        msg = f"default_hooks must be a dict of name to config, got {shown(given)}; its names: {', '.join(DEFAULT_HOOKS)}"
+        raise ConfigError(msg)
+    specs: dict[str, object] = {f"default_hooks.{name}": config for name, config in DEFAULT_HOOKS.items()}
+    for name, spec in (given or {}).items():
+        path = f"default_hooks.{name}"
+        if path not in specs and (spec is None or (isinstance(spec, Mapping) and "type" not in spec)):
+            msg = f"default_hooks has no {name!r} that could be changed or removed; {choices(str(name), DEFAULT_HOOKS)}"
+            raise ConfigError(msg)
+        if spec is None:
+            del specs[path]
+        else:
+            specs[path] = _merged(DEFAULT_HOOKS.get(name, {}), spec)
+    return specs
+
+
+def _merged(default: Mapping[str, Any], spec: object) -> object:
+    """Return the entry a user gave; one of the same type inherits the options it does not set."""
+    if not isinstance(spec, Mapping) or spec.get("type", default.get("type")) != default.get("type"):
+        return spec
+    return {**default, **spec}
+
+
+def _custom_specs(given: object) -> dict[str, object]:
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        return {"custom_hooks": given}
+    if not isinstance(given, list | tuple):
+        msg = f"custom_hooks must be a list of hooks or configs, got {shown(given)}"
+        raise ConfigError(msg)
+    return {f"custom_hooks[{index}]": spec for index, spec in enumerate(given)}

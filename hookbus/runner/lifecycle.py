@@ -1,0 +1,116 @@
+"""One call of `train`, `val` or `test`, from `BeforeRun` to `AfterRun`.
+
+Whatever happens in between, `AfterRun` is published, to every handler, before the call ends; an error publishes
+`RunFailed` first, a cancellation does not. The error itself goes on, unwrapped; what fails while closing is noted on it.
+"""
+
+from __future__ import annotations
+
+__all__ = ("run_awaited", "run_here")
+
+from typing import TYPE_CHECKING, Any
+
+from hookbus.bridge import CrossingCancelled, run_in_thread
+from hookbus.device import MainStream
+from hookbus.errors import describe_error
+from hookbus.events import AfterRun, BeforeRun, RunFailed
+from hookbus.training_thread import TrainingThread
+
+if TYPE_CHECKING:
+    from hookbus.runner.runner import Runner
+    from hookbus.types import Backend
+
+
+def run_here(runner: Runner, name: str, backend: Backend) -> dict[str, Any]:
+    """Run a loop on the calling thread; awaited handlers get an event loop on a joined thread."""
+    thread = TrainingThread(runner.message_hub, runner.progress, MainStream(), backend)
+    with thread.hosting():
+        return _Run(runner, name, thread).conduct()
+
+
+async def run_awaited(runner: Runner, name: str) -> dict[str, Any]:
+    """Run a loop on a thread of its own, joined at the end; awaited handlers run on the caller's event loop."""
+    main_stream = MainStream()
+    thread = TrainingThread(runner.message_hub, runner.progress, main_stream, backend=None)
+
+    def body() -> dict[str, Any]:
+        with main_stream.on_this_thread(), thread.hosting():
+            return _Run(runner, name, thread).conduct()
+
+    return await run_in_thread(thread.bridge, body, name=f"hookbus-{runner.experiment_name}", on_cancel=thread.cancel)
+
+
+class _Run:
+    """One run of one loop."""
+
+    def __init__(self, runner: Runner, name: str, thread: TrainingThread) -> None:
+        self._runner = runner
+        self._name = name
+        self._thread = thread
+
+    def conduct(self) -> dict[str, Any]:
+        """Take possession of hub, bus and log, run, and give everything back."""
+        runner = self._runner
+        loop = runner.loop(self._name)
+        runner.message_hub.begin_run(self._thread.thread_id)
+        try:
+            runner.bus.enter(self._thread)
+            try:
+                runner.take_up(self._name, self._thread)
+                try:
+                    return self._run(loop)
+                finally:
+                    runner.lay_down()
+            finally:
+                runner.bus.leave()
+        finally:
+            runner.message_hub.end_run()
+
+    def _run(self, loop: Any) -> dict[str, Any]:
+        failure: BaseException | None = None
+        metrics: dict[str, Any] = {}
+        try:
+            self._emit(BeforeRun, loop=self._name)
+            self._runner.load_weights()
+            metrics = loop.run()
+        except BaseException as error:  # noqa: BLE001  it goes on below, once the run is closed
+            failure = error
+        if failure is not None and not isinstance(failure, CrossingCancelled):
+            failure = self._close(failure, RunFailed, **self._describe(failure))
+        failure = self._close(failure, AfterRun, loop=self._name)
+        self._report()
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            failure = None  # the traceback holds this frame: do not close a cycle
+        return metrics
+
+    def _close(self, failure: BaseException | None, event_type: Any, **facts: Any) -> BaseException | None:
+        """Publish a closing event; note on the failure what goes wrong meanwhile, or make it the failure."""
+        try:
+            self._emit(event_type, **facts)
+        except BaseException as error:  # noqa: BLE001  every closing event is published, and no error is lost
+            if failure is None or isinstance(failure, CrossingCancelled):
+                return error
+            failure.add_note(f"and at {event_type.__name__}: {describe_error(error)}")
+            for note in getattr(error, "__notes__", ()):
+                failure.add_note(f"    {note}")
+        return failure
+
+    def _emit(self, event_type: Any, **facts: Any) -> None:
+        runner = self._runner
+        event = event_type(epoch=runner.epoch, iter=runner.iter, **facts)
+        runner.bus.emit(event, {"runner": runner})
+
+    def _describe(self, failure: BaseException) -> dict[str, str]:
+        notes = [note for note in getattr(failure, "__notes__", ()) if note.startswith("while ")]
+        handler = notes[0].removeprefix("while ").partition(" handled ")[0] if notes else ""
+        return {"error_type": type(failure).__name__, "message": describe_error(failure), "handler": handler}
+
+    def _report(self) -> None:
+        """Say what failed, so that nothing is swallowed."""
+        for stats in self._runner.bus.stats():
+            if stats.failures:
+                message = "%s failed %d of %d times on %s"
+                self._runner.logger.warning(message, stats.name, stats.failures, stats.calls, stats.event)

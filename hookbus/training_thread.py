@@ -1,0 +1,172 @@
+"""The thread that trains: runs the loop and all inline handlers, and is asked for things only through its mailbox.
+
+There are two kinds of requests. Functions for the main stream run at the next safe point: between two mount points,
+and whenever the thread waits. What would disturb a step - a stop, a save - waits for the step boundary: behind the
+last handler of an iteration, an epoch or a validation, when the counters have moved. The thread has one way to wait,
+`Mailbox.wait`, and that serves the mailbox.
+"""
+
+from __future__ import annotations
+
+__all__ = ("TookEffect", "TrainingThread")
+
+import threading
+from _thread import get_ident
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+from hookbus._current import current_hub, current_writing
+from hookbus.bridge import Bridge, CrossingCancelled, LoopThread
+from hookbus.bus.host import as_handler
+from hookbus.device import MainStream
+from hookbus.errors import RunEnded, WouldDeadlock
+from hookbus.hub import MessageHub
+from hookbus.mailbox import Acknowledgement, Mailbox
+from hookbus.progress import Progress
+from hookbus.types import Backend
+
+T = TypeVar("T")
+
+
+class TookEffect(NamedTuple):
+    """When a request took effect: completed epochs and iterations at that step boundary."""
+
+    epoch: int
+    iter: int
+
+
+class TrainingThread:
+    """Hosts the bus of a run: emits on this thread, awaits on the home loop.
+
+    Args:
+        hub: the hub of the run.
+        progress: its counters.
+        main_stream: where its work on a device goes.
+        backend: the loop to start where awaited handlers need one; None where the run lives on a caller's loop.
+    """
+
+    on_own_loop = False
+
+    def __init__(self, hub: MessageHub, progress: Progress, main_stream: MainStream, backend: Backend | None) -> None:
+        self.thread_id = get_ident()
+        self.mailbox = Mailbox()
+        self.bridge = Bridge(self.mailbox)
+        self.stop_requested = False
+        """Whether a stop has taken effect; the loops leave at once."""
+        self._hub = hub
+        self._progress = progress
+        self._main_stream = main_stream
+        self._backend = backend
+        self._loop_thread: LoopThread | None = None
+        self._cancelled = False
+        self._at_boundary: deque[tuple[Callable[[], Any], Acknowledgement[Any]]] = deque()
+        self._closed = False
+        self._lock = threading.RLock()  # reentrant, because a signal handler may ask for something, too
+
+    # --- on the training thread ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def hosting(self) -> Iterator[None]:
+        """Be the training thread for the duration of a run, and leave nothing behind."""
+        self.thread_id = get_ident()
+        token = current_hub.set(self._hub)
+        try:
+            yield
+        finally:
+            self._close()
+            current_hub.reset(token)
+            if self._loop_thread is not None:
+                self._loop_thread.stop()
+                self._loop_thread = None
+
+    def safe_point(self) -> None:
+        """Run what was asked for the main stream; costs one look while nothing was."""
+        if not self.mailbox.empty():
+            self.mailbox.serve()
+
+    def step_boundary(self) -> None:
+        """Let stops and saves take effect; the counters have moved.
+
+        An action that fails ends the run: a save that was asked for and did not happen must not pass unnoticed.
+
+        Raises:
+            CrossingCancelled: the run was cancelled.
+        """
+        if not self.mailbox.empty():
+            self.mailbox.serve()
+        while self._at_boundary:
+            action, answer = self._at_boundary.popleft()
+            answer.carry_out_or_raise(action)
+        if self._cancelled:
+            raise CrossingCancelled
+
+    def cross(self, function: Callable[..., Awaitable[T]], *arguments: Any, closing: bool = False) -> T:
+        """Run a coroutine function on the home loop, each of its steps on the main stream, and wait for it."""
+        if self._backend is not None and self._loop_thread is None:
+            self._loop_thread = LoopThread(self.bridge, self._backend)
+            self._loop_thread.start()
+        value: T = self.bridge.call(as_handler, self._hub, self._main_stream.drive, function, *arguments, closing=closing)
+        return value
+
+    def _close(self) -> None:
+        """Carry out what was asked in time; refuse what was meant for a boundary that will not come."""
+        with self._lock:
+            self._closed = True
+        self.mailbox.serve()
+        while self._at_boundary:
+            _, answer = self._at_boundary.popleft()
+            answer.set_error(RunEnded(f"{answer.what} could not take effect: the run ended before the next step boundary"))
+            answer.forgive()
+
+    # --- from anywhere ------------------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """End the run at the next step boundary."""
+        self._cancelled = True
+
+    def post(self, emit: Callable[[], T], publish: Callable[[], Awaitable[T]], what: str) -> Acknowledgement[T]:
+        """Have an event emitted at the next safe point."""
+        return self.submit(emit, what)
+
+    def submit(self, function: Callable[[], T], what: str) -> Acknowledgement[T]:
+        """Have a function called on the training thread, and so on the main stream, at the next safe point."""
+        answer: Acknowledgement[T] = Acknowledgement(what, check_wait=self._refuse_own_thread)
+        with self._lock:
+            if self._closed:
+                answer.set_error(RunEnded(f"{what} cannot take effect: the run is over"))
+            else:
+                self.mailbox.put(lambda: answer.carry_out(function))
+        return answer
+
+    def request(self, action: Callable[[], T], what: str) -> Acknowledgement[T]:
+        """Have an action taken at the next step boundary."""
+        answer: Acknowledgement[T] = Acknowledgement(what, check_wait=self._refuse_handlers)
+        with self._lock:
+            if self._closed:
+                answer.set_error(RunEnded(f"{what} cannot take effect: the run is over"))
+                answer.forgive()
+            else:
+                self._at_boundary.append((action, answer))
+        return answer
+
+    def stop(self) -> Acknowledgement[TookEffect]:
+        """Stop training at the next step boundary."""
+        return self.request(self._stop_now, "stop()")
+
+    def _stop_now(self) -> TookEffect:
+        self.stop_requested = True
+        return TookEffect(self._progress.epoch, self._progress.iter)
+
+    def _refuse_own_thread(self) -> None:
+        if get_ident() == self.thread_id:
+            msg = "the training thread waits for something that only it can do; do not wait for it inside a handler"
+            raise WouldDeadlock(msg)
+
+    def _refuse_handlers(self) -> None:
+        self._refuse_own_thread()
+        writing = current_writing.get()
+        if writing is not None and writing.hub is self._hub:
+            msg = "this takes effect at the next step boundary, which cannot come while training waits for this handler"
+            raise WouldDeadlock(msg)
