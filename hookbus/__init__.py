@@ -5,6 +5,67 @@ Every name below is public. Importing the package loads no torch: what needs it 
 
 from __future__ import annotations
 
+__all__ = (
+    "__version__",
+    "Acknowledgement",
+    "AfterBackward",
+    "AfterLoadCheckpoint",
+    "AfterOptimizerStep",
+    "AfterRun",
+    "AfterTest",
+    "AfterTestEpoch",
+    "AfterTestIter",
+    "AfterTrain",
+    "AfterTrainEpoch",
+    "AfterTrainIter",
+    "AfterVal",
+    "AfterValEpoch",
+    "AfterValIter",
+    "BaseLoop",
+    "BeforeOptimizerStep",
+    "BeforeRun",
+    "BeforeSaveCheckpoint",
+    "BeforeTest",
+    "BeforeTestEpoch",
+    "BeforeTestIter",
+    "BeforeTrain",
+    "BeforeTrainEpoch",
+    "BeforeTrainIter",
+    "BeforeVal",
+    "BeforeValEpoch",
+    "BeforeValIter",
+    "EpochEvent",
+    "Event",
+    "EventBus",
+    "HistoryBuffer",
+    "Hook",
+    "HookbusError",
+    "IterEvent",
+    "LogProcessor",
+    "MessageHub",
+    "MountPoint",
+    "Priority",
+    "Record",
+    "RunEnded",
+    "RunFailed",
+    "Runner",
+    "Skip",
+    "Snapshot",
+    "Subscription",
+    "Writer",
+    "decode_event",
+    "encode_event",
+    "every",
+    "on",
+    "AVERAGERS",
+    "HOOKS",
+    "LOOPS",
+    "METRICS",
+    "OPTIMIZERS",
+    "PARAM_SCHEDULERS",
+    "WRITERS",
+)
+
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +142,6 @@ _HOME = {
 """Where each public name lives."""
 
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
-
-__all__ = ("__version__", *sorted(_MODULE_OF))
 
 
 def __getattr__(name: str) -> Any:

@@ -6,16 +6,15 @@ An evaluator is a metric or a collection of the torchmetrics kind: `update(predi
 
 from __future__ import annotations
 
-__all__ = ("Evaluation", "metric_name")
+__all__ = ("Evaluation", "EvaluationOutput", "metric_name")
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from hookbus.errors import ConfigError
-from hookbus.steps import EvaluationOutput
 
 _TASK_PREFIX = re.compile(r"^(Multiclass|Multilabel|Binary)(?=[A-Z])")
 
@@ -24,6 +23,15 @@ def metric_name(name: str) -> str:
     """Return the snake_case name of a metric class, without the task it is for: `MulticlassF1Score` -> `f1_score`."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", _TASK_PREFIX.sub("", name))
     return words.lower()
+
+
+class EvaluationOutput(NamedTuple):
+    """What came of one batch of a validation or test."""
+
+    predictions: Any = None
+    targets: Any = None
+    scalars: Mapping[str, Any] = {}
+    has_predictions: bool = False
 
 
 class Evaluation:

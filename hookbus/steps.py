@@ -10,27 +10,19 @@ A training step gives a dict whose `loss` was minimised and whose other entries 
 
 from __future__ import annotations
 
-__all__ = ("EvaluationOutput", "EvaluationStep", "TrainStep", "evaluation_step", "train_step")
+__all__ = ("EvaluationStep", "TrainStep", "evaluation_step", "train_step")
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
 from hookbus.errors import ConfigError, LossError, choices
+from hookbus.evaluation import EvaluationOutput
 from hookbus.optim import OptimWrapper
 
 TrainStep: TypeAlias = Callable[[Any], dict[str, Any]]
 """Trains on one batch and returns the detached outputs."""
-
-
-class EvaluationOutput(NamedTuple):
-    """What came of one batch of a validation or test."""
-
-    predictions: Any = None
-    targets: Any = None
-    scalars: Mapping[str, Any] = {}
-    has_predictions: bool = False
 
 
 EvaluationStep: TypeAlias = Callable[[Any], EvaluationOutput]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("CallersLoop", "Host", "OwnThread")
+__all__ = ("CallersLoop", "Host", "OwnThread", "as_handler")
 
 import threading
 from collections import deque
@@ -126,7 +126,7 @@ class CallersLoop:
 
     def post(self, emit: Callable[[], T], publish: Callable[[], Awaitable[T]], what: str) -> Acknowledgement[T]:
         """Have the loop publish, after what was posted before."""
-        answer: Acknowledgement[T] = Acknowledgement(what, check_wait=self._refuse_server)
+        answer: Acknowledgement[T] = _Awaitable(what, check_wait=self._refuse_server, thread_id=self.thread_id)
 
         async def carry_out() -> None:
             try:
@@ -134,7 +134,7 @@ class CallersLoop:
             except Exception as error:  # noqa: BLE001  it belongs to the one who asked
                 answer.set_error(error)
             except BaseException as error:
-                if isinstance(error, anyio.get_cancelled_exc_class()) and not self._tasks.cancel_scope.cancel_called:
+                if isinstance(error, anyio.get_cancelled_exc_class()) and not _is_cancelled():
                     answer.set_error(HandlerCancelled("a handler was cancelled, but not by its run"))
                     return  # the posts after it are not to suffer
                 answer.set_error(_left(what))
@@ -164,6 +164,24 @@ class CallersLoop:
         if threading.get_ident() == self.thread_id and anyio.get_current_task().id == self._server:
             msg = "a handler of a posted event waits for another post, which comes after it; use: await bus.publish(event)"
             raise WouldDeadlock(msg)
+
+
+class _Awaitable(Acknowledgement[T]):
+    """The answer of an event loop, which a coroutine of that loop may await, but not block the loop for."""
+
+    def __init__(self, what: str, *, check_wait: Callable[[], None], thread_id: int) -> None:
+        super().__init__(what, check_wait=check_wait)
+        self._thread_id = thread_id
+
+    def result(self, timeout: float | None = None) -> T:
+        if not self.done() and threading.get_ident() == self._thread_id:
+            msg = f"waiting here would block the event loop that has to answer {self.what}; await it instead"
+            raise WouldDeadlock(msg)
+        return super().result(timeout)
+
+
+def _is_cancelled() -> bool:
+    return anyio.current_effective_deadline() == float("-inf")
 
 
 def _left(what: str) -> BusNotEntered:

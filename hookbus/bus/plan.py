@@ -22,7 +22,7 @@ def emit(event, live):
 
 from __future__ import annotations
 
-__all__ = ("NESTING_LIMIT", "Nesting", "Plan", "compile_plan")
+__all__ = ("NESTING_LIMIT", "Cross", "Nesting", "Plan", "compile_plan")
 
 import linecache
 import sys

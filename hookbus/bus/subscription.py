@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("ErrorPolicy", "Lane", "Subscription", "SubscriptionStats")
+__all__ = ("Counter", "ErrorPolicy", "Lane", "Subscription", "SubscriptionStats")
 
 from collections.abc import Callable
 from enum import Enum

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("CheckpointHook",)
+__all__ = ("CheckpointHook", "rule_of")
 
 import math
 from collections.abc import Mapping
@@ -100,17 +100,15 @@ class CheckpointHook(Hook):
         runner.request_save(self.best_checkpoint, role="best", facts={"metric": key, "score": score}, supersedes=replaces)
 
     def _metric(self, metrics: Mapping[str, Any]) -> str:
-        if self.save_best == "auto":
-            if not metrics:
-                msg = "CheckpointHook.save_best='auto' takes the first metric, but the validation computed none"
-                raise MetricNotFound(msg)
+        if self.save_best == "auto" and metrics:
             self.save_best = next(iter(metrics))
             self.rule = self.rule or rule_of(self.save_best)
-        if self.save_best not in metrics:
-            computed = choices(str(self.save_best), metrics)
-            msg = f"CheckpointHook.save_best={self.save_best!r} is not among the metrics of the validation; {computed}"
+        key = str(self.save_best)
+        if key not in metrics:
+            computed = choices(key, metrics)
+            msg = f"CheckpointHook.save_best={key!r} is not among the metrics of the validation; {computed}"
             raise MetricNotFound(msg)
-        return self.save_best
+        return key
 
     def _is_better(self, score: float) -> bool:
         if math.isnan(score):

@@ -17,8 +17,9 @@ class DistSamplerSeedHook(Hook):
     def before_train_epoch(self, runner: Any, epoch: int) -> None:
         """Call `set_epoch` of the sampler, or of the sampler that the batch sampler draws from."""
         loader = runner.train_dataloader
-        batch_sampler = getattr(loader, "batch_sampler", None)
-        for sampler in (getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None), batch_sampler):
+        batch_sampler: Any = getattr(loader, "batch_sampler", None)
+        samplers: list[Any] = [getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None), batch_sampler]
+        for sampler in samplers:
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
                 return

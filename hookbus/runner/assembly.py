@@ -28,9 +28,8 @@ def check_phases(given: Mapping[str, Any]) -> None:
     missing = [name for name, part in training.items() if part is None]
     if missing and len(missing) < len(training):
         present = [name for name in training if name not in missing]
-        problems.append(
-            f"training needs train_dataloader, train_cfg and optimizer; {', '.join(missing)} missing beside {present[0]}"
-        )
+        needs = "training needs train_dataloader, train_cfg and optimizer"
+        problems.append(f"{needs}; there is {', '.join(present)}, but no {', '.join(missing)}")
     for phase in ("val", "test"):
         for part in (f"{phase}_cfg", f"{phase}_evaluator"):
             if given[part] is not None and given[f"{phase}_dataloader"] is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("DEFAULT_HOOKS", "build_hooks")
+__all__ = ("DEFAULT_HOOKS", "HookEntry", "build_hook", "build_hooks")
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ("Record", "Writer")
 
 import logging
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-class Writer(ABC):
+class Writer:
     """One destination: `open` at the start of a run, `write` record after record, `close` at the end, once or more."""
 
     def open(self, logger: logging.Logger, log_dir: Path) -> None:
         """Learn where the run logs to; the destination itself may wait for the first record."""
 
-    @abstractmethod
     def write(self, record: Record) -> None:
         """Take one record."""
+        msg = f"{type(self).__name__} must define write(record)"
+        raise NotImplementedError(msg)
 
     def flush(self) -> None:
         """Bring everything to its destination."""
