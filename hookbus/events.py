@@ -99,7 +99,6 @@ _DECLARED = ("live", "counted", "skippable", "closing")
 """What event classes declare about themselves."""
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
 class _EventMeta(msgspec.StructMeta):
     """Makes every event frozen, keyword-only and tagged by `module:qualname`, without saying so each time."""
 
@@ -110,7 +109,11 @@ class _EventMeta(msgspec.StructMeta):
                 raise EventDefinitionError(msg)
         options.setdefault("tag_field", "event")
         options.setdefault("tag", f"{namespace['__module__']}:{namespace['__qualname__']}")
-        cls: Any = super().__new__(mcls, name, bases, namespace, **options)
+        try:
+            cls: Any = super().__new__(mcls, name, bases, namespace, **options)
+        except ValueError as error:  # what msgspec says of a field named like the tag
+            msg = f"event {name} cannot be defined: {error}; {', '.join(_RESERVED)} are reserved for handlers"
+            raise EventDefinitionError(msg) from error
         _check_names(cls)
         return cls
 
@@ -132,7 +135,8 @@ def _check_names(cls: Any) -> None:
         raise EventDefinitionError(msg)
 
 
-class Event(msgspec.Struct, metaclass=_EventMeta):
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
+class Event(msgspec.Struct, frozen=True, metaclass=_EventMeta):
     """Base of every event; subclass it for your own, with annotated fields.
 
     Raises:
@@ -253,6 +257,8 @@ class AfterOptimizerStep(StepEvent):
 class AfterTrainIter(IterEvent):
     """An iteration is done: weights are updated, gradients cleared; counters move right after."""
 
+    data_time: float = 0.0
+    """Seconds that the loop waited for this batch."""
     live: ClassVar[tuple[str, ...]] = ("runner", "data_batch", "outputs")
     mode: ClassVar[Mode | None] = "train"
     counted: ClassVar[tuple[str, int] | None] = ("iter", 1)
@@ -294,6 +300,8 @@ class BeforeValIter(IterEvent):
 class AfterValIter(IterEvent):
     """A validation batch is done."""
 
+    data_time: float = 0.0
+    """Seconds that the loop waited for this batch."""
     live: ClassVar[tuple[str, ...]] = ("runner", "data_batch", "outputs")
     mode: ClassVar[Mode | None] = "val"
     counted: ClassVar[tuple[str, int] | None] = ("batch_idx", 1)
@@ -356,6 +364,8 @@ class BeforeTestIter(IterEvent):
 class AfterTestIter(IterEvent):
     """A test batch is done."""
 
+    data_time: float = 0.0
+    """Seconds that the loop waited for this batch."""
     live: ClassVar[tuple[str, ...]] = ("runner", "data_batch", "outputs")
     mode: ClassVar[Mode | None] = "test"
     counted: ClassVar[tuple[str, int] | None] = ("batch_idx", 1)

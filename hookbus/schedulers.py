@@ -32,7 +32,8 @@ class ParamScheduler:
         self.begin = 0
         self.end: int | None = None
         self.monitor = monitor
-        self.needs_metric = isinstance(scheduler, ReduceLROnPlateau)
+        self._plateau = scheduler if isinstance(scheduler, ReduceLROnPlateau) else None
+        self.needs_metric = self._plateau is not None
 
     def __repr__(self) -> str:
         return f"ParamScheduler({type(self.scheduler).__name__}, by_epoch={self.by_epoch})"
@@ -43,13 +44,13 @@ class ParamScheduler:
         Raises:
             MetricNotFound: the scheduler follows a metric and none was given.
         """
-        if not isinstance(self.scheduler, ReduceLROnPlateau):
+        if self._plateau is None:
             self.scheduler.step()
         elif metrics is None:
             followed = f"the metric {self.monitor!r}" if self.monitor else "a metric"
             raise MetricNotFound(f"ReduceLROnPlateau follows {followed}, and no value was given")
         else:
-            self.scheduler.step(metrics)
+            self._plateau.step(metrics)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the torch scheduler."""

@@ -28,6 +28,8 @@ TrainStep: TypeAlias = Callable[[Any], dict[str, Any]]
 EvaluationStep: TypeAlias = Callable[[Any], EvaluationOutput]
 """Evaluates one batch, without gradients."""
 
+_PAIRS = (list, tuple)
+
 LossFunction: TypeAlias = Callable[[Any, Any], torch.Tensor]
 
 
@@ -57,7 +59,7 @@ def _supervised(model: torch.nn.Module, loss_fn: LossFunction, optim_wrapper: Op
     update = optim_wrapper.update_params
 
     def step(batch: Any) -> dict[str, Any]:
-        inputs, targets = _pair(batch)
+        inputs, targets = batch if type(batch) in _PAIRS and len(batch) == 2 else _pair(batch)
         loss = loss_fn(model(inputs), targets)
         if not _is_loss(loss):
             raise LossError(_no_loss(loss, "loss_fn"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("CheckpointHook", "rule_of")
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +17,7 @@ Rule = Literal["greater", "less"]
 
 GREATER_KEYS = ("acc", "top", "AR@", "auc", "precision", "mAP", "mDice", "mIoU", "mAcc", "aAcc", "f1", "recall")
 LESS_KEYS = ("loss", "error")
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")
 
 
 class CheckpointHook(Hook):
@@ -86,14 +88,20 @@ class CheckpointHook(Hook):
 
         Raises:
             MetricNotFound: the metric to compare is not among those computed.
+            ConfigError: it is not a number.
         """
         if not runner.is_training:
             return
         key = self._metric(metrics)
+        if metrics[key] is None:
+            return
+        if not isinstance(metrics[key], int | float):
+            msg = f"CheckpointHook.save_best={key!r} cannot compare {metrics[key]!r:.80}; expected one number"
+            raise ConfigError(msg)
         score = float(metrics[key])
         if not self._is_better(score):
             return
-        previous, self.best_checkpoint = self.best_checkpoint, f"best_{key.replace('/', '_')}_epoch_{epoch}"
+        previous, self.best_checkpoint = self.best_checkpoint, f"best_{_NOT_IN_NAMES.sub('_', key)}_epoch_{epoch}"
         self.best_score = score
         hub.update_info_dict({"best_score": score, "best_ckpt": self.best_checkpoint})
         replaces = (previous,) if previous is not None else ()

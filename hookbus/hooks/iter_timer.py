@@ -25,7 +25,6 @@ class IterTimerHook(Hook):
 
     def __init__(self) -> None:
         self._mark = 0.0
-        self._data_time = 0.0
         self._iterations = 0
         self._seconds = 0.0
 
@@ -36,39 +35,19 @@ class IterTimerHook(Hook):
     def _before_epoch(self) -> None:
         self._mark = perf_counter()
 
-    def before_train_iter(self, data_time: float) -> None:
-        """Keep the time that the loop waited."""
-        self._data_time = data_time
-
-    def after_train_iter(self, runner: Any, iter: int, hub: MessageHub) -> None:
+    def after_train_iter(self, runner: Any, iter: int, data_time: float, hub: MessageHub) -> None:
         """Book the iteration."""
         now = perf_counter()
         seconds, self._mark = now - self._mark, now
-        hub.update_scalars({"train/time": seconds, "train/data_time": self._data_time})
+        hub.update_scalars({"train/time": seconds, "train/data_time": data_time})
         self._iterations += 1
         self._seconds += seconds
         if iter % ETA_EVERY == 0:
             self._estimate(runner, iter + 1, hub)
 
-    def before_val_iter(self, data_time: float) -> None:
-        """Keep the time that the loop waited."""
-        self._data_time = data_time
-
-    def after_val_iter(self, hub: MessageHub) -> None:
-        """Book the iteration."""
-        self._book("val", hub)
-
-    def before_test_iter(self, data_time: float) -> None:
-        """Keep the time that the loop waited."""
-        self._data_time = data_time
-
-    def after_test_iter(self, hub: MessageHub) -> None:
-        """Book the iteration."""
-        self._book("test", hub)
-
-    def _book(self, mode: str, hub: MessageHub) -> None:
+    def _after_iter(self, mode: str, data_time: float, hub: MessageHub) -> None:
         now = perf_counter()
-        hub.update_scalars({f"{mode}/time": now - self._mark, f"{mode}/data_time": self._data_time})
+        hub.update_scalars({f"{mode}/time": now - self._mark, f"{mode}/data_time": data_time})
         self._mark = now
 
     def _estimate(self, runner: Any, completed: int, hub: MessageHub) -> None:

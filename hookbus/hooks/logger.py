@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("LoggerHook",)
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 from hookbus.errors import ConfigError
@@ -64,9 +65,10 @@ class LoggerHook(Hook):
         self._write(runner.log_processor.after_epoch(runner, metrics, runner.test_loop.num_batches, "test"))
 
     def after_run(self) -> None:
-        """Close the writers."""
-        for writer in self._writers:
-            writer.close()
+        """Close the writers, each of them whatever becomes of the others."""
+        with ExitStack() as closing:
+            for writer in self._writers:
+                closing.callback(writer.close)
 
     def _is_wanted_end(self, runner: Any, batch_idx: int) -> bool:
         length = runner.train_loop.num_batches

@@ -7,7 +7,7 @@ __all__ = ("ParamSchedulerHook",)
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from hookbus.errors import MetricNotFound, choices
+from hookbus.errors import ConfigError, MetricNotFound, choices
 from hookbus.hooks.base import Hook
 
 
@@ -16,10 +16,21 @@ class ParamSchedulerHook(Hook):
 
     priority: ClassVar[int | str] = "LOW"
 
+    def __init__(self) -> None:
+        self._by_iter: list[Any] = []
+
+    def before_train(self, runner: Any) -> None:
+        """Sort out once what the hot path steps; refuse to wait for a metric that no validation will give."""
+        waiting = [scheduler for scheduler in runner.param_schedulers if scheduler.needs_metric]
+        if waiting and runner.val_loop is None:
+            msg = f"{waiting[0]!r} follows a metric and needs a validation; give the runner a val_dataloader"
+            raise ConfigError(msg)
+        self._by_iter = [scheduler for scheduler in runner.param_schedulers if not scheduler.by_epoch]
+
     def after_train_iter(self, runner: Any) -> None:
-        """Step the schedulers that follow iterations."""
-        for scheduler in runner.param_schedulers:
-            if not scheduler.by_epoch:
+        """Step the schedulers that follow iterations, unless a hook left out the update."""
+        if not runner.optim_wrapper.skipped:
+            for scheduler in self._by_iter:
                 scheduler.step()
 
     def after_train_epoch(self, runner: Any) -> None:

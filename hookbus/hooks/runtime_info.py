@@ -38,17 +38,24 @@ class RuntimeInfoHook(Hook):
             hub.update_info("dataset_meta", meta)
 
     def before_train_epoch(self, epoch: int, hub: MessageHub) -> None:
-        """Count the epoch."""
-        hub.update_info("epoch", epoch)
+        """Count the epoch; a validation that a hook skipped is over now, too."""
+        hub.update_info_dict({"loop_stage": "train", "epoch": epoch})
 
-    def before_train_iter(self, runner: Any, iter: int, hub: MessageHub) -> None:
-        """Count the iteration and note its learning rate."""
+    def before_train_iter(self, iter: int, hub: MessageHub) -> None:
+        """Count the iteration."""
         hub.update_info("iter", iter)
-        hub.update_scalar("train/lr", runner.optim_wrapper.optimizer.param_groups[0]["lr"])
 
-    def after_train_iter(self, outputs: Mapping[str, Any], hub: MessageHub) -> None:
-        """Record every scalar that the step returned; what is not one is for other hooks."""
-        hub.update_scalars({self._key(key): value for key, value in outputs.items() if _is_scalar(value)})
+    def after_train_iter(self, runner: Any, outputs: Mapping[str, Any], hub: MessageHub) -> None:
+        """Record the learning rate of the step, and every scalar it returned; what is not one is for other hooks."""
+        values = {"train/lr": runner.optim_wrapper.optimizer.param_groups[0]["lr"]}
+        for key, value in outputs.items():
+            if _is_scalar(value):
+                values[self._key(key)] = value
+        hub.update_scalars(values)
+
+    def after_train_epoch(self, iter: int, hub: MessageHub) -> None:
+        """Count the last iteration as completed."""
+        hub.update_info("iter", iter)
 
     def before_val(self, epoch: int, iter: int, hub: MessageHub) -> None:
         """Count what is completed before the validation."""
@@ -80,6 +87,10 @@ class RuntimeInfoHook(Hook):
     def after_test(self, hub: MessageHub) -> None:
         """Say that the test is over."""
         hub.pop_info("loop_stage")
+
+    def after_run(self, hub: MessageHub) -> None:
+        """Say that nothing is going on, however the run ended."""
+        self._leave(hub)
 
     def _enter(self, stage: str, hub: MessageHub, **info: Any) -> None:
         self._stage = stage

@@ -6,7 +6,7 @@ __all__ = ("BaseLoop", "EvaluationLoop", "LoopContext")
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -28,11 +28,11 @@ class LoopContext:
 
     runner: Any
     model: torch.nn.Module
-    bus: EventBus
-    hub: MessageHub
     progress: Progress
     move: Callable[[Any], Any]
     """Brings a batch to the device of the model."""
+    bus: EventBus = field(init=False)
+    hub: MessageHub = field(init=False)
     thread: TrainingThread | None = None
     """The training thread, while the run is live."""
 
@@ -57,7 +57,10 @@ class BaseLoop(ABC):
     @property
     def num_batches(self) -> int | None:
         """The batches of one pass, or None where the dataloader has no length."""
-        return len(self.dataloader) if hasattr(self.dataloader, "__len__") else None
+        try:
+            return len(self.dataloader)
+        except TypeError:  # also torch's own, where its dataset is a stream
+            return None
 
     @property
     def runner(self) -> Any:
@@ -133,16 +136,17 @@ class EvaluationLoop(BaseLoop):
         return self._evaluation.compute()
 
     def _run_iter(self, batch_idx: int, batch: Any, data_time: float) -> None:
-        self._emit_iter(self.before_iter, batch_idx, {"data_batch": batch}, data_time=data_time)
+        facts = {"batch_idx": batch_idx, "data_time": data_time}
+        self._emit_iter(self.before_iter, facts, {"data_batch": batch})
         with torch.no_grad():
             output = self._step(batch)
             self._evaluation.update(output, batch)
         outputs = output.predictions if output.has_predictions else output.scalars
-        self._emit_iter(self.after_iter, batch_idx, {"data_batch": batch, "outputs": outputs})
-        self.context.live_thread.safe_point()
+        self._emit_iter(self.after_iter, facts, {"data_batch": batch, "outputs": outputs})
+        self.context.live_thread.between_evaluations()
 
-    def _emit_iter(self, event_type: type[IterEvent], batch_idx: int, live: dict[str, Any], **facts: Any) -> None:
+    def _emit_iter(self, event_type: type[IterEvent], facts: dict[str, Any], live: dict[str, Any]) -> None:
         bus, progress = self.context.bus, self.context.progress
         if bus.has_subscribers(event_type):
-            event: Event = event_type(epoch=progress.epoch, iter=progress.iter, batch_idx=batch_idx, **facts)
+            event: Event = event_type(epoch=progress.epoch, iter=progress.iter, **facts)
             bus.emit(event, {"runner": self.context.runner} | live)

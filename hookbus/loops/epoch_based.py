@@ -94,6 +94,7 @@ class EpochBasedTrainLoop(BaseLoop):
     def _run_epoch(self) -> bool:
         """Train one epoch and return whether it was completed."""
         context, thread = self.context, self.context.live_thread
+        context.progress.batch_idx = 0
         self.emit(BeforeTrainEpoch)
         context.model.train()
         for batch_idx, batch, data_time in self.batches("training"):
@@ -119,7 +120,7 @@ class EpochBasedTrainLoop(BaseLoop):
         outputs = self._step(batch)
         if bus.has_subscribers(AfterTrainIter):
             bus.emit(
-                AfterTrainIter(epoch=epoch, iter=iteration, batch_idx=batch_idx),
+                AfterTrainIter(epoch=epoch, iter=iteration, batch_idx=batch_idx, data_time=data_time),
                 {"runner": context.runner, "data_batch": batch, "outputs": outputs},
             )
         progress.iter = iteration + 1

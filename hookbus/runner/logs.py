@@ -8,6 +8,9 @@ import logging
 import sys
 from pathlib import Path
 
+from hookbus._config import shown
+from hookbus.errors import ConfigError, choices
+
 _TERMINAL = "%(asctime)s - %(levelname)s - %(message)s"
 
 
@@ -16,14 +19,24 @@ class _OneLine(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  named by the standard library
         text = super().formatMessage(record)
+        if text.isprintable():
+            return text
         return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 class RunLogger(logging.Logger):
-    """A logger that belongs to one runner and goes with it."""
+    """A logger that belongs to one runner and goes with it.
+
+    Raises:
+        ConfigError: there is no such level.
+    """
 
     def __init__(self, name: str, level: str | int) -> None:
-        super().__init__(name, level)
+        try:
+            super().__init__(name, level)
+        except (TypeError, ValueError):
+            msg = f"log_level = {shown(level)}: expected a number or a name; {choices(str(level), logging.getLevelNamesMapping())}"
+            raise ConfigError(msg) from None
         self.propagate = False
 
     def open(self, log_dir: Path) -> None:

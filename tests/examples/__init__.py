@@ -1,0 +1,1 @@
+"""Tests of what users read first: the examples, the README and the pages of the documentation."""

@@ -1,0 +1,159 @@
+"""Every example runs, in a process of its own, shortened, with warnings as errors."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+class Call(NamedTuple):
+    """One way to run an example."""
+
+    example: str
+    arguments: tuple[str, ...]
+    expected: tuple[str, ...]
+    """Patterns, each of which some line of its output matches from its start."""
+
+
+CALLS = (
+    Call(
+        "digits.py",
+        ("--epochs", "2"),
+        (
+            r"best checkpoint: runs/digits/checkpoints/best_accuracy_epoch_\d$",
+            r"test/accuracy: 0\.\d{4}$",
+        ),
+    ),
+    Call(
+        "custom_hook.py",
+        ("--epochs", "2"),
+        (
+            r"    \(ABOVE_NORMAL 40\) +LossTrendHook\.after_train_iter$",
+            r"report 1 to the lab: the lowest loss after epoch 2 is 0\.\d{4}$",
+            r"signed: epoch_2, seen by LossTrendHook$",
+            r"kept in runs/custom_hook/checkpoints/epoch_2: \{'lowest': 0\.\d+, 'reports': 1\}$",
+        ),
+    ),
+    *(
+        Call(
+            "async_subscriber.py",
+            ("--epochs", "1", "--backend", backend),
+            (
+                r"  3\. low, inline: +iteration 60 was sent as message m0060$",
+                r"trained for 64 iterations, while the heartbeat beat [1-9]\d* times$",
+            ),
+        )
+        for backend in ("asyncio", "trio")
+    ),
+    Call(
+        "detached_reader.py",
+        ("--epochs", "4"),
+        (
+            r"\[task\] version \d+: loss \d\.\d{4}$",
+            r"\[thread\] 4 epochs are done, the newest 64 losses average \d\.\d{4}$",
+            r"\[thread\] the run ended with version \d+: iteration 256, .*train/loss",
+        ),
+    ),
+    Call(
+        "bare_loop.py",
+        ("--iters", "60"),
+        (
+            r"    \(NORMAL 50\) +announce  \[awaited\]$",
+            r"iteration    1: the loss has halved to \d+\.\d{5}$",
+            r"record \(inline\) was called 60 times, failed 0 times$",
+        ),
+    ),
+)
+"""Every example, with what shortens it and the essence of its output."""
+
+
+class Outcome(NamedTuple):
+    """What came of running an example, and where."""
+
+    process: subprocess.CompletedProcess[str]
+    directory: Path
+
+
+Outcomes: TypeAlias = Callable[[Call], Outcome]
+
+
+def run_example(call: Call, directory: Path) -> Outcome:
+    """Run an example with `directory` as the current one."""
+    process = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / call.example), *call.arguments],
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    return Outcome(process, directory)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcomes]:
+    """Run all examples, two at a time because most of their time is the import of torch; return what came of one."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        running = {call: pool.submit(run_example, call, tmp_path_factory.mktemp("run")) for call in CALLS}
+        yield lambda call: running[call].result()
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: " ".join([call.example, *call.arguments]))
+def test_an_example_runs_and_shows_what_it_promises(outcomes: Outcomes, call: Call) -> None:
+    """It ends well, without a warning or a failed thread, and prints its essential lines."""
+    process, _ = outcomes(call)
+
+    assert (process.returncode, "Traceback" in process.stderr) == (0, False), process.stdout + process.stderr
+    assert missing_lines(call, process.stdout) == [], process.stdout
+
+
+def test_the_digits_example_names_a_checkpoint_that_exists(outcomes: Outcomes) -> None:
+    """The path behind `best checkpoint:` leads to a complete checkpoint."""
+    process, directory = outcomes(next(call for call in CALLS if call.example == "digits.py"))
+    named = re.search(r"^best checkpoint: (.+)$", process.stdout, re.MULTILINE)
+
+    assert named is not None
+    assert (directory / named[1] / "manifest.json").is_file()
+
+
+def test_every_example_is_run() -> None:
+    """Each file of the examples stands in the table of calls, and nothing else does."""
+    assert differences([call.example for call in CALLS], EXAMPLES) == set()
+
+
+def test_an_example_that_nobody_runs_is_reported(tmp_path: Path) -> None:
+    """A file without a call, and a call without a file, are both differences."""
+    (tmp_path / "forgotten.py").touch()
+
+    assert differences(["removed.py"], tmp_path) == {"forgotten.py", "removed.py"}
+
+
+def test_a_line_that_does_not_appear_is_reported() -> None:
+    """A pattern counts as found only where a line begins with it."""
+    call = Call("some.py", (), (r"loss: \d$", r"accuracy: \d$"))
+
+    assert missing_lines(call, "loss: 1\nthe accuracy: 2\n") == [r"accuracy: \d$"]
+
+
+def differences(known: Collection[str], directory: Path) -> set[str]:
+    """Return the examples that are in only one of the table and the directory."""
+    return set(known) ^ {path.name for path in directory.glob("*.py")}
+
+
+def missing_lines(call: Call, output: str) -> list[str]:
+    """Return the patterns of a call that no line of its output matches."""
+    lines = output.splitlines()
+    return [pattern for pattern in call.expected if not any(re.match(pattern, line) for line in lines)]
