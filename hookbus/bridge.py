@@ -110,9 +110,6 @@ class _Resident:
         self.called = anyio.Event()
         self.scope = anyio.CancelScope(shield=True)
 
-    def wake(self) -> None:
-        self.called.set()
-
 
 class Bridge:
     """Runs coroutines on an event loop for one thread, which waits for each of them."""
@@ -124,6 +121,8 @@ class Bridge:
         self._loop: LoopHandle | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
         self._residents: list[_Resident] = []
+        self._asked: dict[int, _Crossing[Any]] = {}
+        """What the residents are to run next, by their depth; one may be asked before it is there."""
         self._depth = 0
 
     # --- on the loop --------------------------------------------------------------------------------------------------
@@ -132,6 +131,7 @@ class Bridge:
         """Take up residence on the running loop."""
         self._loop = LoopHandle.current()
         self._tasks = tasks
+        self._residents = []  # those of an earlier visit have left
         self._add_resident()
 
     def close(self) -> None:
@@ -150,23 +150,29 @@ class Bridge:
 
     def _add_resident(self) -> None:
         assert self._tasks is not None
-        resident = _Resident()
+        resident, depth = _Resident(), len(self._residents)
         self._residents.append(resident)
-        self._tasks.start_soon(self._reside, resident, len(self._residents))
+        self._tasks.start_soon(self._reside, resident, depth)
+        self._wake(depth)  # it may have been asked already
+
+    def _wake(self, depth: int) -> None:
+        if depth < len(self._residents):
+            self._residents[depth].called.set()
 
     async def _reside(self, resident: _Resident, depth: int) -> None:
         with resident.scope:
             while True:
                 await resident.called.wait()
-                if len(self._residents) == depth:  # what runs now may cause a crossing one level deeper
+                resident.called = anyio.Event()  # before looking: whoever asks from here on wakes it again
+                crossing = resident.crossing = self._asked.pop(depth, None)
+                if crossing is None:
+                    continue
+                if len(self._residents) == depth + 1:  # what runs now may cause a crossing one level deeper
                     self._add_resident()
-                crossing = resident.crossing
-                assert crossing is not None
                 try:
                     await crossing.run(cancelled=self.cancelled)
                 finally:  # whatever happens, the thread must hear of it
                     resident.crossing = None
-                    resident.called = anyio.Event()  # before it hears: its next call may come at once
                     self.mailbox.put(crossing.finish)
 
     # --- on the thread ------------------------------------------------------------------------------------------------
@@ -179,10 +185,10 @@ class Bridge:
             BusError: the event loop has ended.
         """
         crossing: _Crossing[T] = _Crossing(function, arguments, closing=closing)
-        resident = self._residents[self._depth]
-        resident.crossing = crossing
-        if self._loop is None or not self._loop.call_soon(resident.wake):
-            resident.crossing = None
+        depth = self._depth
+        self._asked[depth] = crossing
+        if self._loop is None or not self._loop.call_soon(lambda: self._wake(depth)):
+            del self._asked[depth]
             msg = "the event loop that runs the awaited handlers has ended before the run did"
             raise BusError(msg)
         self._depth += 1

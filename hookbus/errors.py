@@ -179,7 +179,7 @@ class Skip(Exception):
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """Return the valid choice that looks most like `name`, or None if none comes close."""
     by_folded = {choice.casefold(): choice for choice in valid}
-    matches = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.65)
     return by_folded[matches[0]] if matches else None
 
 

@@ -35,7 +35,7 @@ from hookbus.bus.hook_methods import hook_methods
 from hookbus.bus.hook_subscriptions import HookSubscriptions
 from hookbus.bus.host import CallersLoop, Host, OwnThread
 from hookbus.bus.plan import Nesting, Plan, compile_plan
-from hookbus.bus.subscription import Counter, ErrorPolicy, Lane, Subscription, SubscriptionStats
+from hookbus.bus.subscription import Counter, ErrorPolicy, Lane, LateCounter, Subscription, SubscriptionStats
 from hookbus.errors import BusError, BusNotEntered, EventDefinitionError, Skip, SubscriptionError, WrongThread, choices
 from hookbus.events import MOUNT_POINTS, Event
 from hookbus.hub import MessageHub
@@ -213,12 +213,25 @@ class EventBus:
     def _remove(self, subscription: Subscription[Any]) -> None:
         with self._lock:  # two threads may cancel at once
             if subscription.active:
-                subscription.end()
                 self._subscriptions.remove(subscription)
                 self._forget_plans()
+                subscription.end()
 
     def _forget_plans(self) -> None:
+        for plan in self._plans.values():
+            counter = self._counters[plan.event_type]
+            plan.namespace["counter"] = LateCounter(counter, functools.partial(self._count_late, plan, counter))
         self._plans, self._emitters, self._occupied = {}, {}, {}
+
+    def _count_late(self, plan: Plan, counter: Counter) -> None:
+        """Count a publish with handlers that are no longer the newest: for those, and for nobody else."""
+        with self._lock:
+            counter.published += 1
+            for subscription in plan.subscriptions:
+                subscription.count_late()
+            for subscription in self._subscriptions:
+                if subscription not in plan.subscriptions:
+                    subscription.shift_count(plan.event_type, 1)
 
     def _plan(self, event_type: type[Event]) -> Plan:
         """Return the plan of an event type, compiled where it is not."""

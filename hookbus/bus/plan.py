@@ -73,6 +73,8 @@ class Plan:
     subscriptions: tuple[Subscription[Any], ...]
     emit: Callable[[Event, Live], Skip | None]
     publish: Callable[[Event, Live], Awaitable[Skip | None]]
+    namespace: dict[str, Any]
+    """What the generated code sees."""
 
     @property
     def has_awaited(self) -> bool:
@@ -112,7 +114,7 @@ def compile_plan(
     exec(compile(source.text, filename, "exec"), namespace)  # our own text, made of checked names
     for group in source.groups:
         namespace[f"group_{group[0]}"].members = tuple(subscriptions[index] for index in group)
-    return Plan(event_type, tuple(subscriptions), namespace["emit"], namespace["publish"])
+    return Plan(event_type, tuple(subscriptions), namespace["emit"], namespace["publish"], namespace)
 
 
 class _Source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Counter", "ErrorPolicy", "Lane", "Subscription", "SubscriptionStats")
+__all__ = ("Counter", "ErrorPolicy", "Lane", "LateCounter", "Subscription", "SubscriptionStats")
 
 from collections.abc import Callable
 from enum import Enum
@@ -50,6 +50,23 @@ class Counter:
 
     def __init__(self) -> None:
         self.published = 0
+
+
+class LateCounter:
+    """Takes the place of the counter in a plan that is no longer valid, for a publish that had picked that plan before."""
+
+    def __init__(self, counter: Counter, count_late: Callable[[], None]) -> None:
+        self._counter = counter
+        self._count_late = count_late
+
+    @property
+    def published(self) -> int:
+        """How often the event type was published."""
+        return self._counter.published
+
+    @published.setter
+    def published(self, _: int) -> None:
+        self._count_late()
 
 
 class Subscription(Generic[E]):
@@ -128,6 +145,11 @@ class Subscription(Generic[E]):
     def count_from(self, event_type: type[Event], counter: Counter) -> None:
         """Note that this subscription takes part in the publishes of an event type from now on."""
         self._since.setdefault(event_type, (counter, counter.published))
+
+    def count_late(self) -> None:
+        """Count a publish that this subscription was cancelled too late for; an active one counts itself."""
+        if not self.active:
+            self._calls_when_cancelled += 1
 
     def shift_count(self, event_type: type[Event], by: int) -> None:
         """Leave the calls as they are although the counter of an event type was moved."""

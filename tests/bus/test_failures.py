@@ -174,7 +174,7 @@ def test_whatever_a_handler_raises_arrives_as_itself(
     assert calls(bus) == {"failing": (1, 1), "behind": (int(logged), 0)}
     notes = getattr(raised, "__notes__", [])
     if issubclass(kind, Exception) and not logged:
-        assert notes == ["while failing handled AfterTrainIter(epoch=0, iter=0, batch_idx=0)"]
+        assert notes == [f"while failing handled {train_iter()!r}"]
     else:
         assert notes == []
 
@@ -392,7 +392,8 @@ def test_a_repeated_failure_is_logged_once_and_counted(caplog: pytest.LogCapture
         for n in range(5):
             bus.emit(Tick(n=n))
 
-    assert [record.message.rpartition(": ")[0][-10:] for record in caplog.records] == ["ValueError", ": KeyError"]
+    assert ["ValueError: 0" in record.message for record in caplog.records] == [True, False]
+    assert "KeyError: 3" in caplog.records[-1].message
     assert calls(bus) == {"fail": (5, 5)}
 
 
