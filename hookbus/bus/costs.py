@@ -11,8 +11,6 @@ from typing import Any
 from hookbus.bus.subscription import Subscription
 from hookbus.events import IterEvent, StepEvent
 
-_logger = logging.getLogger("hookbus")
-
 LOOK_AFTER_CROSSINGS = 32
 
 
@@ -22,6 +20,7 @@ class CostWatch:
     def __init__(self, threshold: float = 0.1) -> None:
         self.threshold = threshold
         """Share of the step from which a handler is named in the log."""
+        self.logger = logging.getLogger("hookbus")
         self._crossings = 0
         self._waited: dict[Subscription[Any], float] = {}
         self._since = time.perf_counter()
@@ -55,7 +54,7 @@ class CostWatch:
                 self._warn(subscription, waited / elapsed)
 
     def _warn(self, subscription: Subscription[Any], share: float) -> None:
-        _logger.warning(
+        self.logger.warning(
             "%s on %s takes %.0f %% of the step, and training waits for it (cost_warning=%g); call it less often with every=",
             subscription.name,
             subscription.event_type.__name__,

@@ -13,6 +13,7 @@ from __future__ import annotations
 __all__ = ("EventBus",)
 
 import functools
+import logging
 import sys
 import threading
 import time
@@ -22,21 +23,23 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 from types import MappingProxyType, TracebackType
-from typing import Any, NoReturn, TextIO, TypeVar, cast, get_args
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import anyio
 import anyio.abc
 
 from hookbus._named import NamedInstances, check_name
 from hookbus.bus.arguments import bind_arguments, is_async
+from hookbus.bus.checks import check_callable, check_event_type, check_option_names, check_options, check_policy, name_of
 from hookbus.bus.costs import CostWatch
 from hookbus.bus.explain import PlanEntry, describe_plans
+from hookbus.bus.failures import FailureLog
 from hookbus.bus.hook_methods import hook_methods
 from hookbus.bus.hook_subscriptions import HookSubscriptions
 from hookbus.bus.host import CallersLoop, Host, OwnThread
 from hookbus.bus.plan import Nesting, Plan, compile_plan
 from hookbus.bus.subscription import Counter, ErrorPolicy, Lane, LateCounter, Subscription, SubscriptionStats
-from hookbus.errors import BusError, BusNotEntered, EventDefinitionError, Skip, SubscriptionError, WrongThread, choices
+from hookbus.errors import BusError, BusNotEntered, Skip, WrongThread
 from hookbus.events import MOUNT_POINTS, Event
 from hookbus.hub import MessageHub
 from hookbus.mailbox import Acknowledgement
@@ -82,6 +85,7 @@ class EventBus:
         self._occupied: dict[type[Event], bool] = {}
         self._nesting = Nesting()
         self._costs = CostWatch(cost_warning)
+        self._failure_log = FailureLog()
         self._host: Host | None = None
         self._thread_id: int | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -111,6 +115,10 @@ class EventBus:
         with self._lock:
             self._hub = hub
             self._forget_plans()
+
+    def log_to(self, logger: logging.Logger | None) -> None:
+        """Report failures that are only logged, and dear handlers, to this logger; None goes back to `hookbus`."""
+        self._failure_log.logger = self._costs.logger = logger or logging.getLogger("hookbus")
 
     # --- subscribing --------------------------------------------------------------------------------------------------
 
@@ -147,12 +155,12 @@ class EventBus:
             HandlerSignatureError: the handler asks for a name that the event does not offer.
             ConfigError: the priority is unknown.
         """
-        _check_event_type(event_type)
-        _check_callable(handler, event_type)
-        handler_name = name or _name_of(handler)
+        check_event_type(event_type)
+        check_callable(handler, event_type)
+        handler_name = name or name_of(handler)
         call = bind_arguments(handler, event_type, handler_name)
         lane = Lane.AWAITED if is_async(handler) else Lane.INLINE
-        _check_options(handler_name, lane, every=every, when=when, background=background, timeout=timeout)
+        check_options(handler_name, lane, every=every, when=when, background=background, timeout=timeout)
         subscription = Subscription(
             event_type,
             handler,
@@ -165,7 +173,7 @@ class EventBus:
             once=once,
             when=when,
             timeout=timeout,
-            on_error=_check_policy(handler_name, on_error),
+            on_error=check_policy(handler_name, on_error),
             on_cancel=self._remove,
         )
         with self._lock:
@@ -175,6 +183,8 @@ class EventBus:
 
     def on(self, event_type: type[E], **options: Any) -> Callable[[F], F]:
         """Subscribe the decorated function; takes the options of `subscribe`."""
+        check_event_type(event_type)
+        check_option_names(options)
 
         def decorate(handler: F) -> F:
             self.subscribe(event_type, handler, **options)
@@ -238,12 +248,12 @@ class EventBus:
         with self._lock:
             plan = self._plans.get(event_type)
             if plan is None:
-                _check_event_type(event_type)
+                check_event_type(event_type)
                 counter = self._counters.setdefault(event_type, Counter())
                 heard = [s for s in self._subscriptions if issubclass(event_type, s.event_type)]
                 for subscription in heard:
                     subscription.count_from(event_type, counter)
-                plan = compile_plan(event_type, heard, counter, self._nesting, self._hub, self._cross)
+                plan = compile_plan(event_type, heard, counter, self._nesting, self._hub, self._cross, self._failure_log)
                 if plan.has_awaited and (self._host is None or self._host.on_own_loop):
                     plan = replace(plan, emit=self._refuse_to_emit)
                 self._plans[event_type] = plan
@@ -423,60 +433,6 @@ class EventBus:
             self.leave()
             host.stop()
             await tasks.__aexit__(None, None, None)  # the body's own error goes on as itself, not in a group
-
-
-def _check_event_type(event_type: object) -> None:
-    if not (isinstance(event_type, type) and issubclass(event_type, Event)):
-        msg = f"an event type must be a subclass of Event, got {event_type!r}"
-        if isinstance(event_type, str):
-            msg += f"; {choices(event_type, [t.__name__ for t in MOUNT_POINTS.values()])}"
-        raise EventDefinitionError(msg)
-
-
-def _check_callable(handler: object, event_type: type[Event]) -> None:
-    if not callable(handler):
-        msg = f"a handler must be a function or a coroutine function, got {handler!r} for {event_type.__name__}"
-        raise SubscriptionError(msg)
-
-
-def _check_options(name: str, lane: Lane, *, every: Any, when: Any, background: Any, timeout: Any) -> None:
-    """Refuse options that do not fit, naming the handler."""
-    if background:
-        msg = f"{name}: background=True is not available yet; an awaited or inline handler is"
-        raise NotImplementedError(msg)
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        msg = f"{name}: every must be a whole number of at least 1, got {every!r}"
-        raise SubscriptionError(msg)
-    if when is not None and (not callable(when) or is_async(when)):
-        msg = f"{name}: when must be a function of the event, got {when!r}"
-        raise SubscriptionError(msg)
-    if timeout is not None and lane is Lane.INLINE:
-        msg = f"{name}: timeout={timeout!r} limits coroutine functions only; a function on the training thread runs to its end"
-        raise SubscriptionError(msg)
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
-        msg = f"{name}: timeout must be a positive number of seconds, got {timeout!r}"
-        raise SubscriptionError(msg)
-
-
-def _check_policy(name: str, on_error: str | None) -> ErrorPolicy:
-    valid: tuple[ErrorPolicy, ...] = get_args(ErrorPolicy)
-    for policy in valid:
-        if on_error == policy:
-            return policy
-    if on_error is not None:
-        msg = f"{name}: unknown on_error {on_error!r}; {choices(str(on_error), valid)}"
-        raise SubscriptionError(msg)
-    return "raise"
-
-
-def _name_of(handler: Any) -> str:
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    owner = getattr(handler, "__self__", None)
-    if owner is not None and not isinstance(owner, type):
-        return f"{type(owner).__name__}.{handler.__name__}"
-    name = getattr(handler, "__qualname__", None) or type(handler).__name__
-    return str(name).rpartition("<locals>.")[2]
 
 
 def _not_here(verb: str, event: Event, bus: str) -> str:

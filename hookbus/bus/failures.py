@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("add_note", "end_in_failure", "log_failure", "raise_all")
+__all__ = ("FailureLog", "add_note", "end_in_failure", "raise_all")
 
 import logging
 import traceback
@@ -13,8 +13,6 @@ from hookbus.bridge import CrossingCancelled
 from hookbus.bus.subscription import Subscription
 from hookbus.errors import Skip, describe_error
 from hookbus.events import Event
-
-_logger = logging.getLogger("hookbus")
 
 
 def end_in_failure(subscriptions: Sequence[Subscription[Any]], index: int, error: BaseException, event: Event) -> None:
@@ -32,23 +30,31 @@ def end_in_failure(subscriptions: Sequence[Subscription[Any]], index: int, error
 def add_note(error: BaseException, subscription: Subscription[Any], event: Event) -> None:
     """Note on an error which handler raised it, and for which event."""
     error.add_note(f"while {subscription.name} handled {event!r}")
+    if isinstance(error, TimeoutError) and subscription.timeout is not None:
+        error.add_note(f"it may take {subscription.timeout:g} s, its timeout=")
     if isinstance(error, Skip):
         error.add_note(f"{type(event).__name__} announces nothing that could be skipped")
 
 
-def log_failure(subscription: Subscription[Any], error: Exception, event: Event) -> None:
-    """Count a failure, and log it the first time it looks like this."""
-    subscription.failures += 1
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    likeness = f"{type(error).__name__} at {place.filename}:{place.lineno}"
-    if likeness in subscription.seen_messages:
-        return
-    subscription.seen_messages.add(likeness)
-    message = "%s failed on %r and goes on (on_error='log'; repeats are counted, not logged): %s"
-    try:
-        _logger.error(message, subscription.name, event, describe_error(error), exc_info=error)
-    except Exception:  # noqa: BLE001  an error whose text cannot be built must not become another one
-        _logger.error(message, subscription.name, event, describe_error(error))
+class FailureLog:
+    """Where failures go that do not end the run: each is counted, and logged the first time it looks like this."""
+
+    def __init__(self) -> None:
+        self.logger = logging.getLogger("hookbus")
+
+    def take(self, subscription: Subscription[Any], error: Exception, event: Event) -> None:
+        """Count a failure; log it if it is a new one."""
+        subscription.failures += 1
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        likeness = f"{type(error).__name__} at {place.filename}:{place.lineno}"
+        if likeness in subscription.seen_messages:
+            return
+        subscription.seen_messages.add(likeness)
+        message = "%s failed on %r and goes on (on_error='log'; repeats are counted, not logged): %s"
+        try:
+            self.logger.error(message, subscription.name, event, describe_error(error), exc_info=error)
+        except Exception:  # noqa: BLE001  an error whose text cannot be built must not become another one
+            self.logger.error(message, subscription.name, event, describe_error(error))
 
 
 def raise_all(errors: Sequence[BaseException]) -> None:

@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+from hookbus.bus.checks import check_event_type, check_option_names
 from hookbus.errors import SubscriptionError, UnknownMountPoint, choices
 from hookbus.events import MOUNT_POINTS, Event
 from hookbus.types import Handler, HookLike
@@ -38,6 +39,8 @@ class HookMethod(NamedTuple):
 
 def on(event_type: type[Event], **options: Any) -> Callable[[F], F]:
     """Subscribe a hook's method to an event when the hook is added; takes the options of `EventBus.subscribe`."""
+    check_event_type(event_type)
+    check_option_names(options)
 
     def mark(method: F) -> F:
         marks = [*getattr(method, _MARKS, ()), (event_type, options)]
@@ -110,6 +113,9 @@ def _refuse_near_misses(hook: HookLike) -> None:
         if name in MOUNT_POINTS or name.startswith("_") or hasattr(getattr(type(hook), name), _MARKS):
             continue
         near = difflib.get_close_matches(name, MOUNT_POINTS, n=1, cutoff=_ALIKE)
+        if hasattr(getattr(type(hook), name), _EVERY):
+            msg = f"{type(hook).__name__}.{name} is decorated with every, but it is no mount point; {choices(name, MOUNT_POINTS)}"
+            raise UnknownMountPoint(msg)
         if near and callable(getattr(type(hook), name)):
             msg = f"{type(hook).__name__}.{name} is not a mount point; did you mean {near[0]!r}?"
             raise UnknownMountPoint(f"{msg} valid choices: {', '.join(MOUNT_POINTS)}")

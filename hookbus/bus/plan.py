@@ -35,7 +35,7 @@ from typing import Any, NoReturn, Protocol
 
 import anyio
 
-from hookbus.bus.failures import end_in_failure, log_failure, raise_all
+from hookbus.bus.failures import FailureLog, end_in_failure, raise_all
 from hookbus.bus.subscription import Counter, Lane, Subscription
 from hookbus.errors import BusError, HandlerCancelled, PublishDepthExceeded, Skip
 from hookbus.events import Event
@@ -83,7 +83,13 @@ class Plan:
 
 
 def compile_plan(
-    event_type: type[Event], subscriptions: Subscriptions, counter: Counter, nesting: Nesting, hub: MessageHub, cross: Cross
+    event_type: type[Event],
+    subscriptions: Subscriptions,
+    counter: Counter,
+    nesting: Nesting,
+    hub: MessageHub,
+    cross: Cross,
+    failure_log: FailureLog,
 ) -> Plan:
     """Generate the functions that run `subscriptions`, which are in order, for events of `event_type`."""
     source = _Source(event_type, subscriptions)
@@ -101,7 +107,7 @@ def compile_plan(
         "fail_after": anyio.fail_after,
         "keep": _keep,
         "lacks": _lacks,
-        "log_failure": log_failure,
+        "log_failure": failure_log.take,
         "miss": _miss,
         "raise_all": raise_all,
     }

@@ -1,0 +1,90 @@
+"""What may be subscribed: refuses event types, handlers and options that do not fit, naming them."""
+
+from __future__ import annotations
+
+__all__ = ("check_callable", "check_event_type", "check_option_names", "check_options", "check_policy", "name_of")
+
+import functools
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from hookbus.bus.arguments import is_async
+from hookbus.bus.subscription import ErrorPolicy, Lane
+from hookbus.errors import EventDefinitionError, SubscriptionError, choices
+from hookbus.events import MOUNT_POINTS, Event
+
+OPTIONS = ("priority", "every", "once", "when", "background", "timeout", "on_error", "name")
+"""What `subscribe` and its decorators take."""
+
+
+def check_option_names(options: Iterable[str]) -> None:
+    """Refuse options that nobody knows.
+
+    Raises:
+        SubscriptionError: names the nearest that is known.
+    """
+    for option in options:
+        if option not in OPTIONS:
+            msg = f"a subscription has no option {option!r}; {choices(option, OPTIONS)}"
+            raise SubscriptionError(msg)
+
+
+def check_event_type(event_type: object) -> None:
+    """Refuse what is no event class."""
+    if isinstance(event_type, type) and issubclass(event_type, Event):
+        return
+    msg = f"an event type must be a subclass of Event, got {event_type!r}"
+    if isinstance(event_type, str):
+        msg += f"; pass the class itself; {choices(event_type, [t.__name__ for t in MOUNT_POINTS.values()])}"
+    if isinstance(event_type, type) and issubclass(event_type, type):
+        msg = "an event must be an instance, got an event class; publish EventClass(...)"
+    raise EventDefinitionError(msg)
+
+
+def check_callable(handler: object, event_type: type[Event]) -> None:
+    """Refuse what cannot be called."""
+    if not callable(handler):
+        msg = f"a handler must be a function or a coroutine function, got {handler!r} for {event_type.__name__}"
+        raise SubscriptionError(msg)
+
+
+def check_options(name: str, lane: Lane, *, every: Any, when: Any, background: Any, timeout: Any) -> None:
+    """Refuse options that do not fit, naming the handler."""
+    if background:
+        msg = f"{name}: background=True is not available yet; an awaited or inline handler is"
+        raise NotImplementedError(msg)
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        msg = f"{name}: every must be a whole number of at least 1, got {every!r}"
+        raise SubscriptionError(msg)
+    if when is not None and (not callable(when) or is_async(when)):
+        msg = f"{name}: when must be a function of the event, got {when!r}"
+        raise SubscriptionError(msg)
+    if timeout is not None and lane is Lane.INLINE:
+        msg = f"{name}: timeout={timeout!r} limits coroutine functions only; a function on the training thread runs to its end"
+        raise SubscriptionError(msg)
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
+        msg = f"{name}: timeout must be a positive number of seconds, got {timeout!r}"
+        raise SubscriptionError(msg)
+
+
+def check_policy(name: str, on_error: str | None) -> ErrorPolicy:
+    """Return the error policy; `raise` where none is given."""
+    valid: tuple[ErrorPolicy, ...] = get_args(ErrorPolicy)
+    for policy in valid:
+        if on_error == policy:
+            return policy
+    if on_error is not None:
+        msg = f"{name}: unknown on_error {on_error!r}; {choices(str(on_error), valid)}"
+        raise SubscriptionError(msg)
+    return "raise"
+
+
+def name_of(handler: Any) -> str:
+    """Return what a handler is called in plans, notes and logs."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    owner = getattr(handler, "__self__", None)
+    if owner is not None and not isinstance(owner, type):
+        return f"{type(owner).__name__}.{handler.__name__}"
+    name = getattr(handler, "__qualname__", None) or type(handler).__name__
+    return str(name).rpartition("<locals>.")[2]
