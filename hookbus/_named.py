@@ -64,6 +64,7 @@ class NamedInstances(Generic[T]):
             return found
 
     def register(self, name: str, instance: T) -> None:
-        """Make `instance` the one that is found by that name."""
+        """Make `instance`, which a run uses, the one that is found by that name; nothing of that name is held here any more."""
         with self._lock:
+            self._waiting.pop(name, None)
             self._known[name] = instance

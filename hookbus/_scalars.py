@@ -4,7 +4,10 @@ from __future__ import annotations
 
 __all__ = ("DeviceScalars", "as_number", "on_device")
 
+import threading
 import time
+from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from hookbus.errors import ConfigError
@@ -24,12 +27,17 @@ def as_number(key: str, value: Any) -> float:
     Raises:
         ConfigError: it is not one number.
     """
-    if isinstance(value, int | float):
+    if isinstance(value, (int, float)):  # a tuple is quicker than int | float
         return float(value)
-    if _number_of_elements(value) != 1:
-        msg = f"{key!r} must be recorded as a number or a tensor of one element, got {_describe(value)}"
-        raise ConfigError(msg)
-    return float(value.item())
+    if _number_of_elements(value) == 1:
+        number = value.item()
+        if isinstance(number, (int, float)):
+            return float(number)
+    raise ConfigError(_refusal(key, value))
+
+
+def _refusal(key: str, value: Any) -> str:
+    return f"{key!r} must be recorded as a number or a tensor of one element, got {_describe(value)}"
 
 
 def _number_of_elements(value: Any) -> int:
@@ -50,20 +58,60 @@ class _Column(NamedTuple):
     step: int
 
 
+class _Transfer:
+    """Scalars of one device on their way to the host; makes the device start, and does not wait for it."""
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        import torch
+
+        device = values[0].device
+        precision = torch.float32 if device.type == "mps" else torch.float64
+        gathered = torch.stack([value.to(precision) for value in values])
+        # The device is named because a default device would also decide where an empty tensor lies.
+        self._landing = torch.empty(gathered.shape, dtype=precision, device="cpu", pin_memory=device.type == "cuda")
+        self._landing.copy_(gathered, non_blocking=True)
+        self._arrival: Any = None
+        try:
+            arrival = torch.Event(device)
+            arrival.record()
+        except RuntimeError:  # this device has no events, so its copies have to be waited for
+            self._landing.copy_(gathered)
+        else:
+            self._arrival = arrival
+
+    def has_landed(self) -> bool:
+        """Return whether the values can be read without waiting."""
+        return self._arrival is None or bool(self._arrival.query())
+
+    def read(self) -> list[float]:
+        """Return the values; waits for them."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        values: list[float] = self._landing.tolist()
+        return values
+
+
+class _Batch(NamedTuple):
+    columns: list[_Column]
+    transfers: list[tuple[list[int], _Transfer]]
+    """For each device the places of its values among the columns, and their way to the host."""
+
+
 class DeviceScalars:
     """Device scalars on their way to the host: copied when recorded, sent in batches, read when they have landed.
 
-    Nothing here waits for the device except `land(wait=True)`.
+    Any thread may add some; the rest is for one thread at a time. Nothing here waits for the device except
+    `land(wait=True)`.
     """
 
     def __init__(self) -> None:
-        self._columns: list[_Column] = []
-        self._values: list[Any] = []
+        self._lock = threading.Lock()
+        self._gathered: list[tuple[_Column, Any]] = []
         self._first_at = 0.0
-        self._in_flight: list[tuple[list[_Column], Any, Any]] = []
+        self._in_flight: deque[_Batch] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._columns or self._in_flight)
+        return bool(self._gathered or self._in_flight)
 
     def add(self, key: str, value: Any, count: int, step: int) -> None:
         """Take a copy of a device scalar as it is now, on the current stream.
@@ -72,47 +120,39 @@ class DeviceScalars:
             ConfigError: it has more than one element.
         """
         if value.numel() != 1:
-            msg = f"{key!r} must be recorded as a number or a tensor of one element, got {_describe(value)}"
-            raise ConfigError(msg)
-        if not self._columns:
-            self._first_at = time.monotonic()
-        self._columns.append(_Column(key, count, step))
-        self._values.append(value.detach().reshape(()).clone())
+            raise ConfigError(_refusal(key, value))
+        copied = value.detach().reshape(()).clone()
+        with self._lock:
+            if not self._gathered:
+                self._first_at = time.monotonic()
+            self._gathered.append((_Column(key, count, step), copied))
 
     def is_due(self) -> bool:
         """Return whether enough has gathered, or waited long enough, to be sent."""
-        gathered = len(self._columns)
-        return gathered > 0 and (
-            self._columns[-1].step - self._columns[0].step >= SEND_AFTER_UPDATES
-            or time.monotonic() - self._first_at >= SEND_AFTER_SECONDS
-        )
+        if not self._gathered:
+            return False
+        (first, _), (last, _) = self._gathered[0], self._gathered[-1]
+        return last.step - first.step >= SEND_AFTER_UPDATES or time.monotonic() - self._first_at >= SEND_AFTER_SECONDS
 
     def send(self) -> None:
-        """Start one transfer of everything gathered; does not wait for it."""
-        import torch
-
-        if not self._columns:
-            return
-        device = self._values[0].device
-        precision = torch.float32 if device.type == "mps" else torch.float64
-        gathered = torch.stack([value.to(precision) for value in self._values])
-        landing = torch.empty(gathered.shape, dtype=precision, pin_memory=device.type == "cuda")
-        landing.copy_(gathered, non_blocking=True)
-        arrival = torch.Event(device)
-        arrival.record()
-        self._in_flight.append((self._columns, landing, arrival))
-        self._columns, self._values = [], []
+        """Start the transfer of everything gathered; does not wait for it."""
+        with self._lock:
+            gathered, self._gathered = self._gathered, []
+        places: dict[Any, list[int]] = {}
+        for place, (_, value) in enumerate(gathered):
+            places.setdefault(value.device, []).append(place)
+        transfers = [(those, _Transfer([gathered[place][1] for place in those])) for those in places.values()]
+        if gathered:
+            self._in_flight.append(_Batch([column for column, _ in gathered], transfers))
 
     def land(self, *, wait: bool = False) -> list[tuple[str, float, int, int]]:
         """Return key, value, count and step of what has reached the host, in order; `wait` for all of it."""
         landed: list[tuple[str, float, int, int]] = []
         while self._in_flight:
-            columns, landing, arrival = self._in_flight[0]
-            if wait:
-                arrival.synchronize()
-            elif not arrival.query():
+            columns, transfers = self._in_flight[0]
+            if not wait and not all(transfer.has_landed() for _, transfer in transfers):
                 break
-            self._in_flight.pop(0)
-            values = landing.tolist()
-            landed += [(c.key, value, c.samples, c.step) for c, value in zip(columns, values, strict=True)]
+            self._in_flight.popleft()
+            values = dict(pair for places, transfer in transfers for pair in zip(places, transfer.read(), strict=True))
+            landed += [(c.key, values[place], c.samples, c.step) for place, c in enumerate(columns)]
         return landed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ("INFO", "MISSING", "Entry", "Snapshot", "apply_info", "apply_scalars")
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,12 +72,15 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False):
             MetricNotFound: nothing was recorded under that key.
         """
         known = self._buffers.get(key)
-        buffers = {} if known is None else {key: known.view()}
-        apply_scalars(buffers, self._log[: self._length], only=key)
-        if key not in buffers:
+        log = self._log[: self._length]
+        rows = [(values[key], count, step) for values, count, step in log if key in values and count != INFO]
+        if known is None and not rows:
             msg = f"no scalar {key!r} in the message hub; {choices(key, self.log_scalars)}"
             raise MetricNotFound(msg)
-        return buffers[key]
+        buffer = HistoryBuffer() if known is None else known.view()
+        if rows:
+            buffer.extend(*zip(*rows, strict=True))
+        return buffer
 
 
 def apply_info(info: dict[str, Any], entry: Entry) -> None:
@@ -91,18 +95,18 @@ def apply_info(info: dict[str, Any], entry: Entry) -> None:
             info[key] = value
 
 
-def apply_scalars(buffers: dict[str, HistoryBuffer], entries: Sequence[Entry], only: str | None = None) -> None:
+def apply_scalars(buffers: dict[str, HistoryBuffer], entries: Sequence[Entry]) -> None:
     """Append the scalars of log entries to buffers, in one go per key."""
-    rows: dict[str, list[tuple[float, int, int]]] = {}
-    for values, count, step in entries:
+    columns: defaultdict[str, tuple[list[float], list[int], list[int]]] = defaultdict(lambda: ([], [], []))
+    for written, count, step in entries:
         if count == INFO:
             continue
-        for key, value in values.items():
-            if key in rows:
-                rows[key].append((value, count, step))
-            elif only is None or key == only:
-                rows[key] = [(value, count, step)]
-    for key, row in rows.items():
+        for key, value in written.items():
+            values, counts, steps = columns[key]
+            values.append(value)
+            counts.append(count)
+            steps.append(step)
+    for key, (values, counts, steps) in columns.items():
         if key not in buffers:
             buffers[key] = HistoryBuffer()
-        buffers[key].extend(*zip(*row, strict=True))
+        buffers[key].extend(values, counts, steps)

@@ -1,7 +1,7 @@
 """Readers that wait for the next version of a message hub, on any event loop and on threads.
 
-A waiter is woken only while it has asked to be. After each wake-up it looks every 10 ms until a look finds nothing
-new, and only then asks again: a busy hub causes no wake-ups, a quiet one a single one.
+A reader is woken once, when it has asked to be. After each version it looks again 10 ms later, and only a look that
+finds nothing new makes it ask: a busy hub causes no wake-ups, a quiet one a single one.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ __all__ = ("Versions", "Waiters", "wait_blocking", "wait_until")
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, TypeVar
-from weakref import ref
 
 import anyio
 
@@ -42,41 +43,33 @@ class Source(Protocol):
         ...
 
 
-class Waiter:
-    """Someone who can be woken, and is only while `armed`."""
-
-    def __init__(self, wake: Callable[[], object]) -> None:
-        self.armed = False
-        self._wake = wake
-
-    def notify(self) -> None:
-        """Wake up, once, if armed."""
-        if self.armed:
-            self.armed = False
-            self._wake()
-
-
 class Waiters:
-    """Everybody who waits; the writer goes through them without a lock."""
+    """Everybody who has asked to be woken by the next version; neither side takes a lock."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: tuple[ref[Waiter], ...] = ()
+        self.asking: set[Callable[[], object]] = set()
+        """What wakes them."""
 
-    def __bool__(self) -> bool:
-        return bool(self._known)
+    @contextmanager
+    def asked(self, wake: Callable[[], object]) -> Iterator[None]:
+        """Have the next version call `wake`, unless the block ends before.
 
-    def add(self, waiter: Waiter) -> None:
-        """Add one; it goes when nobody holds it any more."""
-        with self._lock:
-            self._known = (*(known for known in self._known if known() is not None), ref(waiter))
+        A version may have come just before: look once more inside the block.
+        """
+        self.asking.add(wake)
+        try:
+            yield
+        finally:
+            self.asking.discard(wake)
 
     def notify(self) -> None:
         """Wake everybody who has asked for it."""
-        for known in self._known:
-            waiter = known()
-            if waiter is not None:
-                waiter.notify()
+        for _ in range(len(self.asking)):
+            try:
+                wake = self.asking.pop()
+            except KeyError:  # somebody no longer asks
+                return
+            wake()
 
 
 class Versions:
@@ -89,18 +82,12 @@ class Versions:
         self._source = source
         self._keys = keys
         self._seen: Snapshot | None = None
-        self._shown: list[tuple[int, Any]] | None = None
-        self._loop: LoopHandle | None = None
-        self._arrived = anyio.Event()
-        self._waiter = Waiter(self._wake)
+        self._shown: list[tuple[int, Any]] = [(0, MISSING)] * len(keys)
 
     def __aiter__(self) -> Versions:
         return self
 
     async def __anext__(self) -> Snapshot:
-        if self._loop is None:
-            self._loop = LoopHandle.current()
-            self._source.waiters.add(self._waiter)
         while True:
             snapshot = await self._next()
             if self._is_news(snapshot):
@@ -116,22 +103,16 @@ class Versions:
                 return snapshot
             if ended:
                 raise StopAsyncIteration
-            self._arrived = anyio.Event()
-            self._waiter.armed = True
-            if self._source.snapshot() is snapshot and not self._source.ended:  # nothing came before we were armed
-                await self._arrived.wait()
-
-    def _wake(self) -> None:
-        assert self._loop is not None
-        self._loop.call_soon(lambda: self._arrived.set())
+            loop, arrived = LoopHandle.current(), anyio.Event()
+            with self._source.waiters.asked(partial(loop.call_soon, arrived.set)):
+                if self._source.snapshot() is snapshot and not self._source.ended:
+                    await arrived.wait()
 
     def _is_news(self, snapshot: Snapshot) -> bool:
         if not self._keys:
             return True
         before, self._shown = self._shown, _written(snapshot, self._keys)
-        return before is None or any(
-            old[0] != new[0] or old[1] is not new[1] for old, new in zip(before, self._shown, strict=True)
-        )
+        return any(old[0] != new[0] or old[1] is not new[1] for old, new in zip(before, self._shown, strict=True))
 
 
 def _written(snapshot: Snapshot, keys: tuple[str, ...]) -> list[tuple[int, Any]]:
@@ -152,9 +133,7 @@ async def wait_until(source: Source, predicate: Callable[[Snapshot], T]) -> T:
 def wait_blocking(source: Source, predicate: Callable[[Snapshot], T], timeout: float | None) -> T:
     """Return the first true value of `predicate(snapshot)`; blocks the calling thread."""
     deadline = None if timeout is None else time.monotonic() + timeout
-    arrived = threading.Event()
-    waiter = Waiter(arrived.set)
-    source.waiters.add(waiter)
+    seen: Snapshot | None = None
     while True:
         ended, snapshot = source.ended, source.snapshot()
         value = predicate(snapshot)
@@ -162,15 +141,18 @@ def wait_blocking(source: Source, predicate: Callable[[Snapshot], T], timeout: f
             return value
         if ended:
             raise _ended(source)
-        arrived.clear()
-        waiter.armed = True
-        if source.snapshot() is not snapshot or source.ended:
-            continue
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not arrived.wait(left):
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
             msg = f"the condition did not come true in the message hub {source.name!r} within {timeout:g} s"
             raise TimeoutError(msg)
-        time.sleep(POLL if left is None else min(POLL, left))
+        if snapshot is not seen:
+            seen = snapshot
+            time.sleep(POLL if left is None else min(POLL, left))
+            continue
+        arrived = threading.Event()
+        with source.waiters.asked(arrived.set):
+            if source.snapshot() is seen and not source.ended:
+                arrived.wait(left)
 
 
 def _ended(source: Source) -> RunEnded:

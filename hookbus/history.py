@@ -54,9 +54,6 @@ class HistoryBuffer:
             raise ConfigError(msg)
         values = [float(value) for value in log_history]
         counts = [int(count) for count in count_history] or [1] * len(values)
-        if len(values) != len(counts):
-            msg = f"log_history and count_history must be of one length, got {len(values)} and {len(counts)}"
-            raise ConfigError(msg)
         self._max_length = max_length
         self._stored = _columns(_FIRST_CAPACITY)
         self._tail = _columns(0)
@@ -77,10 +74,26 @@ class HistoryBuffer:
 
     def update(self, value: float, count: int = 1, step: int | None = None) -> None:
         """Append one value; `step` is the iteration it belongs to, by default the number of values so far."""
-        self.extend([float(value)], [count], [self.num_updates if step is None else step])
+        end = self._stop
+        if self._owns and end < len(self._stored[0]):
+            values, counts, steps = self._stored
+            values[end], counts[end], steps[end] = value, count, self.num_updates if step is None else step
+            self._stop = end + 1
+            self.num_updates += 1
+            if end - self._start >= self._max_length:
+                self._start += 1
+        else:
+            self.extend([value], [count], [self.num_updates if step is None else step])
 
     def extend(self, values: Sequence[float], counts: Sequence[int], steps: Sequence[int]) -> None:
-        """Append several values at once."""
+        """Append several values at once.
+
+        Raises:
+            ConfigError: they differ in number.
+        """
+        if not len(values) == len(counts) == len(steps):
+            msg = f"values, counts and steps must be of one length, got {len(values)}, {len(counts)} and {len(steps)}"
+            raise ConfigError(msg)
         rows = (array("d", values), array("q", counts), array("q", steps))
         if self._owns:
             self._append(rows, len(values))
@@ -121,12 +134,16 @@ class HistoryBuffer:
     @property
     def data(self) -> tuple[list[float], list[int]]:
         """The kept values and their counts."""
-        return self._column(_VALUES), [int(count) for count in self._column(_COUNTS)]
+        return self._column(_VALUES), self._column(_COUNTS)
 
     @property
     def steps(self) -> list[int]:
         """The iteration each kept value belongs to."""
-        return [int(step) for step in self._column(_STEPS)]
+        return self._column(_STEPS)
+
+    def newest(self, window: int | None = None) -> tuple[list[float], list[int], list[int]]:
+        """Return the newest `window` values, their counts and their steps."""
+        return self._column(_VALUES, window), self._column(_COUNTS, window), self._column(_STEPS, window)
 
     def mean(self, window: int | None = None) -> float:
         """Return the sum of the newest `window` values over the sum of their counts; NaN if there are none."""
@@ -134,31 +151,34 @@ class HistoryBuffer:
         return sum(self._column(_VALUES, window)) / counts if counts else math.nan
 
     def max(self, window: int | None = None) -> float:
-        """Return the greatest of the newest `window` values."""
-        return max(self._newest(window))
+        """Return the greatest of the newest `window` values; NaN if one of them is."""
+        return self._extreme(max, window)
 
     def min(self, window: int | None = None) -> float:
-        """Return the least of the newest `window` values."""
-        return min(self._newest(window))
+        """Return the least of the newest `window` values; NaN if one of them is."""
+        return self._extreme(min, window)
 
     def current(self) -> float:
         """Return the newest value."""
-        return self._newest(1)[0]
+        return self._values(1)[0]
 
-    def _newest(self, window: int | None) -> list[float]:
-        newest = self._column(_VALUES, window)
-        if not newest:
+    def _extreme(self, choose: Callable[[list[float]], float], window: int | None) -> float:
+        values = self._values(window)
+        return math.nan if any(map(math.isnan, values)) else choose(values)
+
+    def _values(self, window: int | None) -> list[float]:
+        values: list[float] = self._column(_VALUES, window)
+        if not values:
             msg = "the history is empty: nothing has been recorded yet"
             raise ValueError(msg)
-        return newest
+        return values
 
-    def _column(self, index: int, window: int | None = None) -> list[float]:
+    def _column(self, index: int, window: int | None = None) -> list[Any]:
         """Return the newest `window` entries of a column, or all that are kept."""
-        if window is None:
-            window = self._max_length
-        elif window < 1:
+        if window is not None and window < 1:
             msg = f"window must be at least 1, got {window}"
             raise ConfigError(msg)
+        window = self._max_length if window is None else min(window, self._max_length)
         tail = self._tail[index][-window:]
         first = max(self._start, self._stop - (window - len(tail)))
         return [*self._stored[index][first : self._stop], *tail]

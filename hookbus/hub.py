@@ -1,9 +1,10 @@
 """What a run knows about itself, readable from anywhere: other threads, request handlers, dashboards.
 
 During a run there is one writer at a time: the training thread, or the awaited handler that it waits for; both read
-what they wrote. Updates from anywhere else go through an inbox. After each publish that wrote, one version is
-committed by swapping one reference. So readers take no lock, never hold up the writer, and never see half an update.
-Without a run, each update is committed at once, under a lock.
+what they wrote. Updates from anywhere else go through an inbox. After each publish that wrote, the training thread
+commits one version by swapping one reference. So readers take no lock, never hold up the writer, and never see half
+an update. The lock is between the training thread and that handler, because the thread also serves its mailbox
+while it waits. Without a run, each update is committed at once, under the lock.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from hookbus._named import NamedInstances, check_name
 from hookbus._scalars import DeviceScalars, as_number, on_device
 from hookbus._snapshot import INFO, MISSING, Entry, Snapshot, apply_info, apply_scalars
 from hookbus._waiting import Versions, Waiters, wait_blocking, wait_until
-from hookbus.errors import ConfigError, RunAlreadyLive, RunEnded
+from hookbus.errors import ConfigError, RunAlreadyLive, RunEnded, WouldDeadlock
 from hookbus.history import HistoryBuffer
 from hookbus.types import Scalar
 
@@ -54,14 +55,15 @@ class MessageHub:
         self.waiters = Waiters()
         self._lock = threading.RLock()
         self._owner: int | None = None
-        self._was_used = False
+        self._is_taken = False
         self._info: dict[str, Any] = {}
         self._buffers: dict[str, HistoryBuffer] = {}
         self._not_resumed: set[str] = set()
         self._log: list[Entry] = []
         self._inbox: deque[list[Entry]] = deque()
         self._on_device = DeviceScalars()
-        self._groups_open = 0
+        self._awaits_device = False
+        self._groups_of_owner = 0
         self._committed = Snapshot(0, {}, {}, self._log, 0)
 
     def __repr__(self) -> str:
@@ -95,8 +97,10 @@ class MessageHub:
 
     @classmethod
     def for_run(cls, name: str) -> MessageHub:
-        """Return the hub for a new run of that name: one prepared for it, or a fresh one."""
-        return _hubs.adopt(check_name(name, "experiment_name"), lambda: cls(name), lambda hub: not hub._was_used)
+        """Return the hub for a new run of that name: one prepared for it, or a fresh one. No other run will get it."""
+        hub = _hubs.adopt(check_name(name, "experiment_name"), lambda: cls(name), lambda hub: not hub._is_taken)
+        hub._is_taken = True
+        return hub
 
     # --- recording ----------------------------------------------------------------------------------------------------
 
@@ -110,12 +114,13 @@ class MessageHub:
             ConfigError: the value is not one number.
         """
         self._remember_resumed(key, resumed)
-        if count < 1:
-            msg = f"count must be at least 1, got {count} for {key!r}"
+        if not isinstance(count, int) or count < 1:
+            msg = f"count must be a whole number of at least 1, got {count!r} for {key!r}"
             raise ConfigError(msg)
-        if on_device(value):
-            self._on_device.add(key, value, count, self.step)
-            self.dirty = True
+        if type(value) is float:
+            self._write(({key: value}, count, self.step))
+        elif on_device(value):
+            self._await_device(key, value, count)
         else:
             self._write(({key: as_number(key, value)}, count, self.step))
 
@@ -125,13 +130,12 @@ class MessageHub:
         Raises:
             ConfigError: a value is not one number.
         """
-        numbers = {}
+        numbers = dict(values)
         for key, value in values.items():
             if type(value) is float:
-                numbers[key] = value
-            elif on_device(value):
-                self._on_device.add(key, value, 1, self.step)
-                self.dirty = True
+                continue
+            if on_device(value):
+                self._await_device(key, numbers.pop(key), 1)
             else:
                 numbers[key] = as_number(key, value)
         if numbers:
@@ -157,14 +161,16 @@ class MessageHub:
     @contextmanager
     def update(self) -> Iterator[MessageHub]:
         """Group several updates into one version, which appears when the block ends well."""
-        entries: list[Entry] = []
-        token = _group.set((self, entries))
-        self._groups_open += 1
+        group = _Group(self, _group.get())
+        by_owner = get_ident() == self._owner
+        self._groups_of_owner += by_owner
+        token = _group.set(group)
         try:
             yield self
         finally:
-            self._groups_open -= 1
             _group.reset(token)
+            self._groups_of_owner -= by_owner
+            entries = group.close()
         if entries:
             self._write_all(entries)
 
@@ -174,27 +180,35 @@ class MessageHub:
         elif key in self._not_resumed:
             self._not_resumed.discard(key)
 
+    def _await_device(self, key: str, value: Scalar, count: int) -> None:
+        self._on_device.add(key, value, count, self.step)
+        self._awaits_device = self.dirty = True
+
     def _write(self, entry: Entry) -> None:
-        if get_ident() == self._owner and not self._groups_open:  # the hot path
+        if get_ident() == self._owner and not self._groups_of_owner:  # the hot path
             self._log.append(entry)
             self.dirty = True
-            return
-        group = _group.get() if self._groups_open else None
-        if group is not None and group[0] is self:
-            group[1].append(entry)
         else:
             self._write_all([entry])
 
     def _write_all(self, entries: list[Entry]) -> None:
+        group = _group.get()
+        while group is not None:
+            if group.hub is self and group.add(entries):
+                return
+            group = group.outer
         if self._owner is not None and self._is_writer():
-            self._log.extend(entries)
+            with self._lock:
+                self._log.extend(entries)
             self.dirty = True
             return
         self._inbox.append(entries)
+        if self._owner is None:
+            with self._lock:
+                if self._owner is None:
+                    self.commit()
+                    return
         self.dirty = True
-        with self._lock:
-            if self._owner is None:
-                self.commit()
 
     def _is_writer(self) -> bool:
         if get_ident() == self._owner:
@@ -204,42 +218,50 @@ class MessageHub:
 
     # --- committing: the writer's side --------------------------------------------------------------------------------
 
-    def commit(self) -> None:
-        """Make everything written so far visible as one version; for the writer only."""
-        self.dirty = False  # before looking: what arrives from here on is for the next commit
-        while self._inbox:
-            self._log.extend(self._inbox.popleft())
-        if self._on_device:
-            self._receive(wait=False)
-        previous = self._committed
-        if len(self._log) < FOLD_AFTER and self._log is previous._log:
-            info, buffers = previous._info, previous._buffers
-        else:
-            info, buffers = self._fold()
-        self._committed = Snapshot(previous.version + 1, info, buffers, self._log, len(self._log))
-        if self.waiters:
-            self.waiters.notify()
+    def commit(self, *, fold: bool = False) -> None:
+        """Make everything written so far visible as one version; during a run only its thread does."""
+        self._lock.acquire()  # a with statement costs twice as much
+        try:
+            if get_ident() != self._owner and self._owner is not None:
+                return
+            self.dirty = False  # before looking: what arrives from here on is for the next commit
+            while self._inbox:
+                self._log.extend(self._inbox.popleft())
+            if self._awaits_device:
+                self._receive(wait=False)
+            log, previous = self._log, self._committed
+            if not fold and len(log) < FOLD_AFTER and log is previous._log:
+                info, buffers = previous._info, previous._buffers
+            else:
+                info, buffers = self._fold()
+                log = self._log
+            self._committed = Snapshot(previous.version + 1, info, buffers, log, len(log))
+            if self.waiters.asking:
+                self.waiters.notify()
+        finally:
+            self._lock.release()
 
     def flush(self) -> None:
         """Wait for the values that are still on a device, and commit; for the writer only."""
-        if self._on_device:
+        with self._lock:
             self._receive(wait=True)
-        self.commit()
+            self.commit(fold=len(self._log) > FOLD_AFTER // 8)  # whoever flushes is about to read, and would fold, too
 
     def _receive(self, *, wait: bool) -> None:
+        self._awaits_device = False  # before looking, as above
         if wait or self._on_device.is_due():
             self._on_device.send()
         for key, value, count, step in self._on_device.land(wait=wait):
             self._log.append(({key: value}, count, step))
         if self._on_device:
-            self.dirty = True  # look again after the next publish
+            self._awaits_device = self.dirty = True  # look again after the next publish
 
     def _fold(self) -> tuple[dict[str, Any], dict[str, HistoryBuffer]]:
         """Fold the log into the writer's own state; return copies of it that readers may keep."""
-        for entry in self._log:
+        log, self._log = self._log, []  # readers of older versions keep the old one
+        for entry in log:
             apply_info(self._info, entry)
-        apply_scalars(self._buffers, self._log)
-        self._log = []  # readers of older versions keep the old one
+        apply_scalars(self._buffers, log)
         return dict(self._info), {key: buffer.view() for key, buffer in self._buffers.items()}
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -250,10 +272,16 @@ class MessageHub:
 
     def _visible(self) -> Snapshot:
         """Return what the caller may see: the writer its own writes too, everybody else what is committed."""
+        if get_ident() == self._owner:
+            return self._uncommitted() if self.dirty else self._committed
+        if self._owner is not None and self._is_writer():
+            with self._lock:
+                return self._uncommitted()
+        return self._committed
+
+    def _uncommitted(self) -> Snapshot:
         committed = self._committed
-        if self.dirty and self._owner is not None and self._is_writer():
-            return Snapshot(committed.version, committed._info, committed._buffers, self._log, len(self._log))
-        return committed
+        return Snapshot(committed.version, committed._info, committed._buffers, self._log, len(self._log))
 
     def get_scalar(self, key: str) -> HistoryBuffer:
         """Return the history of a scalar as it is now.
@@ -300,7 +328,14 @@ class MessageHub:
         Raises:
             RunEnded: the run ended before it became true.
             TimeoutError: `timeout` seconds passed.
+            WouldDeadlock: the waiting thread is the one that keeps the hub.
         """
+        if get_ident() == self._owner:
+            value = predicate(self._visible())
+            if value:
+                return value
+            msg = f"the training thread waits for the message hub {self.name!r}, which only itself writes to"
+            raise WouldDeadlock(msg)
         return wait_blocking(self, predicate, timeout)
 
     # --- the run's side -----------------------------------------------------------------------------------------------
@@ -318,23 +353,30 @@ class MessageHub:
             _live[self.name] = self
         _hubs.register(self.name, self)
         with self._lock:
-            self._owner, self._was_used, self.ended = owner, True, False
+            self._owner, self._is_taken, self.ended = owner, True, False
 
     def end_run(self) -> None:
         """Commit what is left, wake everybody who waits, and let updates commit at once again."""
         try:
             self.flush()
+        except BaseException:
+            self._on_device = DeviceScalars()  # a broken device gives nothing back, however often it is asked
+            raise
         finally:
             with self._lock:
-                self._owner, self.ended = None, True
-                self.commit()  # what other threads wrote meanwhile; also wakes those who wait
+                self._owner = None
+                self.commit()  # what other threads wrote meanwhile
+                self.ended = True  # after the last version: who sees this has that in reach
+                self.waiters.notify()
             with _live_lock:
-                _live.pop(self.name, None)
+                if _live.get(self.name) is self:
+                    del _live[self.name]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what goes into a checkpoint: information, and the newest part of each history."""
         seen = self._visible()
-        scalars = {key: _newest(buffer) for key, buffer in seen.log_scalars.items() if key not in self._not_resumed}
+        kept = {key: buffer for key, buffer in seen.log_scalars.items() if key not in self._not_resumed}
+        scalars = {key: buffer.newest(HISTORY_IN_CHECKPOINT) for key, buffer in kept.items()}
         info = {key: deepcopy(value) for key, value in seen.runtime_info.items() if key not in self._not_resumed}
         return {"log_scalars": scalars, "runtime_info": info}
 
@@ -348,22 +390,49 @@ class MessageHub:
         if missing:
             msg = f"not the state of a message hub: it lacks {', '.join(sorted(missing))}"
             raise ConfigError(msg)
+        loaded = {key: _restored(key, columns) for key, columns in state_dict["log_scalars"].items()}
         with self._lock:
             self._fold()
-            for key, (values, counts, steps) in state_dict["log_scalars"].items():
-                self._buffers[key] = HistoryBuffer()
-                self._buffers[key].extend(list(values), list(counts), list(steps))
+            self._buffers.update(loaded)
             self._info.update(state_dict["runtime_info"])
             self.commit()
 
 
-def _newest(buffer: HistoryBuffer) -> tuple[list[float], list[int], list[int]]:
-    values, counts = buffer.data
-    kept = slice(-HISTORY_IN_CHECKPOINT, None)
-    return values[kept], counts[kept], buffer.steps[kept]
+class _Group:
+    """What one `with hub.update():` holds back."""
+
+    def __init__(self, hub: MessageHub, outer: _Group | None) -> None:
+        self.hub = hub
+        self.outer = outer
+        self._lock = threading.Lock()
+        self._entries: list[Entry] | None = []
+
+    def add(self, entries: list[Entry]) -> bool:
+        """Hold entries back; False if the block is over, which a task that it started may outlive."""
+        with self._lock:
+            if self._entries is not None:
+                self._entries += entries
+            return self._entries is not None
+
+    def close(self) -> list[Entry]:
+        """Return what was held back."""
+        with self._lock:
+            entries, self._entries = self._entries, None
+            return entries or []
 
 
-_group: ContextVar[tuple[MessageHub, list[Entry]] | None] = ContextVar("hookbus_group", default=None)
+def _restored(key: str, columns: tuple[list[float], list[int], list[int]]) -> HistoryBuffer:
+    buffer = HistoryBuffer()
+    try:
+        values, counts, steps = columns
+        buffer.extend(values, counts, steps)
+    except (TypeError, ValueError) as error:
+        msg = f"not the history of a scalar in the state of a message hub: {key!r}: {error}"
+        raise ConfigError(msg) from error
+    return buffer
+
+
+_group: ContextVar[_Group | None] = ContextVar("hookbus_group", default=None)
 
 _hubs: NamedInstances[MessageHub] = NamedInstances()
 _live: dict[str, MessageHub] = {}
