@@ -510,12 +510,12 @@ class UnluckyHub(MessageHub):
         self.after_flush()
         self._ending = True
 
-    def commit(self) -> None:
+    def commit(self, *, fold: bool = False) -> None:
         """Commit, and have something happen before and after the last time."""
         ending, self._ending = self._ending, False
         if ending:
             self.before_last_commit()
-        super().commit()
+        super().commit(fold=fold)
         if ending:
             self.after_last_commit()
 
