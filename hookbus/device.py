@@ -9,13 +9,15 @@ from __future__ import annotations
 
 __all__ = ("MainStream", "default_device", "mover")
 
+import copy
 import dataclasses
 import types
-from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 T = TypeVar("T")
 
@@ -54,6 +56,9 @@ class MainStream:
         self._modes = _Modes.current()
         self._default_device = torch.get_default_device()
         self._stream = torch.accelerator.current_stream() if torch.accelerator.is_available() else None
+        is_changed = self._default_device != torch.device("cpu")
+        self._places = [place for place in (self._default_device if is_changed else None, self._stream) if place is not None]
+        """What each step of a coroutine enters."""
 
     @contextmanager
     def on_this_thread(self) -> Iterator[None]:
@@ -74,17 +79,25 @@ class MainStream:
     @types.coroutine
     def _stepwise(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
         own = self._modes
+        outside: torch.inference_mode | None = None
         resume: Callable[[], Any] = lambda: coroutine.send(None)  # noqa: E731  replaced at each step
         while True:
             loops = _Modes.current()
+            if outside is not None:
+                outside.__exit__(None, None, None)
             own.set()
             try:
-                with self._stream if self._stream is not None else ExitStack():
+                with ExitStack() as stack:
+                    for place in self._places:
+                        stack.enter_context(place)
                     waits_for = resume()
             except StopIteration as finished:
                 return cast("T", finished.value)
             finally:
                 own = _Modes.current()
+                outside = torch.inference_mode(mode=False) if torch.is_inference_mode_enabled() else None
+                if outside is not None:
+                    outside.__enter__()  # nothing but leaving it again brings back the coroutine's own
                 loops.set()
             try:
                 sent = yield waits_for
@@ -110,15 +123,23 @@ def mover(device: torch.device) -> Callable[[Any], Any]:
     def move(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return value.to(device, non_blocking=True)
-        if isinstance(value, Mapping):
-            return type(value)((key, move(item)) for key, item in value.items())  # type: ignore[call-arg]
+        if isinstance(value, PackedSequence):
+            return value.to(device, non_blocking=True)  # type: ignore[arg-type]  # it takes what tensors take
+        if type(value) is dict or (isinstance(value, Mapping) and not isinstance(value, MutableMapping)):
+            return {key: move(item) for key, item in value.items()}
+        if isinstance(value, MutableMapping):
+            moved = copy.copy(value)  # constructors of mappings differ
+            moved.update({key: move(item) for key, item in value.items()})
+            return moved
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*map(move, value))
         if isinstance(value, list | tuple):
             return type(value)(map(move, value))
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {field.name: move(getattr(value, field.name)) for field in dataclasses.fields(value)}
-            return dataclasses.replace(value, **fields)
+            clone = copy.copy(value)  # a constructor may not take every field
+            for field in dataclasses.fields(value):
+                object.__setattr__(clone, field.name, move(getattr(value, field.name)))
+            return clone
         return value
 
     return move

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 __all__ = ("Evaluation", "EvaluationOutput", "metric_name")
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from hookbus.errors import ConfigError
 
+_CLASS_NAME = re.compile(r"[A-Z][A-Za-z0-9]*")
 _TASK_PREFIX = re.compile(r"^(Multiclass|Multilabel|Binary)(?=[A-Z])")
 
 
 def metric_name(name: str) -> str:
-    """Return the snake_case name of a metric class, without the task it is for: `MulticlassF1Score` -> `f1_score`."""
+    """Return the snake_case name of a metric class, without the task it is for: `MulticlassF1Score` -> `f1_score`.
+
+    Other names are a user's own, such as `mIoU` or `coco/bbox_mAP`, and stay as they are.
+    """
+    if not _CLASS_NAME.fullmatch(name):
+        return name
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", _TASK_PREFIX.sub("", name))
     return words.lower()
 
@@ -79,22 +86,38 @@ class Evaluation:
         if self._evaluator is not None:
             computed = self._evaluator.compute()
             named = computed if isinstance(computed, Mapping) else {type(self._evaluator).__name__: computed}
-            metrics = {metric_name(str(name)): _plain(value) for name, value in named.items()}
+            for name, value in named.items():
+                short = metric_name(str(name))
+                metrics[str(name) if short in metrics else short] = _plain(value)
         averages = {key: _plain(total / self._samples) for key, total in self._sums.items()}
         metrics |= {key: value for key, value in averages.items() if key != "loss"}
         return metrics | {key: value for key, value in averages.items() if key == "loss"}
 
 
 def _plain(value: Any) -> Any:
-    """Return a metric as a Python number or list."""
-    if not isinstance(value, torch.Tensor):
+    """Return a metric as Python numbers, in lists and dicts where it is more than one."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if not hasattr(value, "tolist"):
         return value
-    return value.item() if value.numel() == 1 else value.tolist()
+    size = value.numel() if isinstance(value, torch.Tensor) else value.size
+    return value.item() if size == 1 else value.tolist()
 
 
 def _batch_size(batch: Any) -> int:
     """Return the length of the first tensor in a batch, or 1 where there is none."""
+    return next((len(tensor) for tensor in _tensors(batch)), 1)
+
+
+def _tensors(batch: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in a batch that have a length."""
     if isinstance(batch, torch.Tensor):
-        return len(batch) if batch.ndim else 1
-    items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
-    return next((_batch_size(item) for item in items), 1)
+        if batch.ndim:
+            yield batch
+    elif dataclasses.is_dataclass(batch):
+        yield from _tensors([getattr(batch, field.name) for field in dataclasses.fields(batch)])
+    elif isinstance(batch, Mapping | tuple | list):
+        for item in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(item)

@@ -55,11 +55,11 @@ class LogProcessor:
             values = {key: value for key, value in values.items() if value is not None}
         return self._record(runner, batch_idx, mode, values, completed=int(mode == "train"))
 
-    def after_epoch(self, runner: Any, metrics: Mapping[str, Any], num_batches: int | None, mode: Mode) -> Record:
+    def after_epoch(self, runner: Any, metrics: Mapping[str, Any], num_batches: int, mode: Mode) -> Record:
         """Return the record of a finished validation or test: its metrics, then the mean times of the pass."""
         scalars = _of_mode(runner.message_hub.log_scalars, mode)
         times = {key: scalars[key].mean(num_batches) for key in _TIMES if key in scalars}
-        return self._record(runner, (num_batches or 0) - 1, mode, dict(metrics) | times, completed=0)
+        return self._record(runner, num_batches - 1, mode, dict(metrics) | times, completed=0)
 
     def _value(self, key: str, buffer: HistoryBuffer) -> float:
         return buffer.mean(self.window_size) if self._mean_pattern.match(key) else buffer.current()

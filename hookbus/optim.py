@@ -19,6 +19,8 @@ class OptimWrapper:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
+        self.skipped = False
+        """Whether a hook left out the newest update."""
         self._bus: EventBus | None = None
         self._progress = Progress()
         self._live: Live = {}
@@ -47,6 +49,7 @@ class OptimWrapper:
         if not skipped:
             self.optimizer.step()
         self.optimizer.zero_grad()
+        self.skipped = skipped
         if bus is not None and bus.has_subscribers(AfterOptimizerStep):
             bus.emit(AfterOptimizerStep(skipped=skipped, **self._facts()), self._live)
 

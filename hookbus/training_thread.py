@@ -86,6 +86,16 @@ class TrainingThread:
         if not self.mailbox.empty():
             self.mailbox.serve()
 
+    def between_evaluations(self) -> None:
+        """Be at a safe point between two iterations of a validation or test; what waits for a boundary goes on waiting.
+
+        Raises:
+            CrossingCancelled: the run was cancelled.
+        """
+        self.safe_point()
+        if self._cancelled:
+            raise CrossingCancelled
+
     def step_boundary(self) -> None:
         """Let stops and saves take effect; the counters have moved.
 
@@ -99,6 +109,8 @@ class TrainingThread:
         while self._at_boundary:
             action, answer = self._at_boundary.popleft()
             answer.carry_out_or_raise(action)
+        if self._hub.dirty:  # written between two publishes, by the model for instance
+            self._hub.commit()
         if self._cancelled:
             raise CrossingCancelled
 

@@ -35,6 +35,8 @@ class LoggerHook(Hook):
             raise ConfigError(msg)
         self.interval = interval
         self.ignore_last = ignore_last
+        self._batches = 0
+        """Batches of the running validation or test so far; its dataloader may not know its length."""
         self._writers = [_make_writer(spec, index) for index, spec in enumerate(writers)]
 
     def before_run(self, runner: Any) -> None:
@@ -58,11 +60,11 @@ class LoggerHook(Hook):
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any]) -> None:
         """Log the metrics."""
-        self._write(runner.log_processor.after_epoch(runner, metrics, runner.val_loop.num_batches, "val"))
+        self._write(runner.log_processor.after_epoch(runner, metrics, self._batches, "val"))
 
     def after_test_epoch(self, runner: Any, metrics: Mapping[str, Any]) -> None:
         """Log the metrics."""
-        self._write(runner.log_processor.after_epoch(runner, metrics, runner.test_loop.num_batches, "test"))
+        self._write(runner.log_processor.after_epoch(runner, metrics, self._batches, "test"))
 
     def after_run(self) -> None:
         """Close the writers, each of them whatever becomes of the others."""
@@ -75,6 +77,7 @@ class LoggerHook(Hook):
         return batch_idx + 1 == length and (not self.ignore_last or length < self.interval)
 
     def _show_progress(self, runner: Any, batch_idx: int, mode: Any) -> None:
+        self._batches = batch_idx + 1
         if (batch_idx + 1) % self.interval == 0:
             runner.logger.info(runner.log_processor.after_iter(runner, batch_idx, mode).text)
 

@@ -25,7 +25,7 @@ class ParamSchedulerHook(Hook):
         if waiting and runner.val_loop is None:
             msg = f"{waiting[0]!r} follows a metric and needs a validation; give the runner a val_dataloader"
             raise ConfigError(msg)
-        self._by_iter = [scheduler for scheduler in runner.param_schedulers if not scheduler.by_epoch]
+        self._by_iter = [s for s in runner.param_schedulers if not (s.by_epoch or s.needs_metric)]
 
     def after_train_iter(self, runner: Any) -> None:
         """Step the schedulers that follow iterations, unless a hook left out the update."""
@@ -44,7 +44,7 @@ class ParamSchedulerHook(Hook):
         if not runner.is_training:
             return
         for scheduler in runner.param_schedulers:
-            if scheduler.by_epoch and scheduler.needs_metric:
+            if scheduler.needs_metric:
                 scheduler.step(_monitored(scheduler.monitor, metrics))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("build_dataloader", "build_evaluator", "build_log_processor", "build_optim_wrapper", "check_phases")
+__all__ = ("build_dataloader", "build_evaluator", "build_log_processor", "build_optim_wrapper", "check_model", "check_phases")
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,13 +17,25 @@ from hookbus.optim import OptimWrapper
 from hookbus.registry import METRICS, OPTIMIZERS
 
 
+def check_model(model: object) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        ConfigError: it is something else, a config for instance.
+    """
+    if not isinstance(model, torch.nn.Module):
+        msg = f"model = {shown(model)}: expected a torch.nn.Module"
+        raise ConfigError(msg)
+
+
 def check_phases(given: Mapping[str, Any]) -> None:
-    """Refuse a phase of which only a part was given.
+    """Refuse a phase of which only a part was given, and options that are no dict.
 
     Raises:
         ConfigError: names every part that is missing.
     """
-    problems = []
+    configs = {name: given[name] for name in ("train_cfg", "val_cfg", "test_cfg", "randomness")}
+    problems = [f"{k} = {shown(v)}: expected a dict of options" for k, v in configs.items() if not isinstance(v, Mapping | None)]
     training = {name: given[name] for name in ("train_dataloader", "train_cfg", "optimizer")}
     missing = [name for name, part in training.items() if part is None]
     if missing and len(missing) < len(training):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ("DEFAULT_HOOKS", "HookEntry", "build_hook", "build_hooks")
+__all__ = ("DEFAULT_HOOKS", "HookEntry", "build_hook", "build_hooks", "check_subscribable")
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from hookbus._config import refuse, shown
+from hookbus.bus import EventBus
 from hookbus.bus.hook_methods import hook_methods
 from hookbus.errors import ConfigError, SubscriptionError, choices
 from hookbus.priority import get_priority
@@ -46,7 +47,21 @@ def build_hooks(default_hooks: object, custom_hooks: object) -> list[HookEntry]:
     for path, spec in specs.items():
         problems += HOOKS.check(spec, path=path, extra_keys=("priority",)) if isinstance(spec, Mapping) else _check(spec, path)
     refuse(problems)
-    return [build_hook(spec, path) for path, spec in specs.items()]
+    entries = [build_hook(spec, path) for path, spec in specs.items()]
+    check_subscribable(entries)
+    return entries
+
+
+def check_subscribable(entries: Iterable[HookEntry]) -> None:
+    """Refuse hooks that no bus would take, before they are put on the one of the run.
+
+    Raises:
+        SubscriptionError: a method asks for a name that its event does not offer.
+        ConfigError: a priority is none.
+    """
+    trial = EventBus()
+    for entry in entries:
+        trial.add_hook(entry.hook, entry.priority)
 
 
 def build_hook(spec: object, path: str) -> HookEntry:

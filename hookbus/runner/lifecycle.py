@@ -56,8 +56,8 @@ class _Run:
         try:
             runner.bus.enter(self._thread)
             try:
-                runner.take_up(self._name, self._thread)
                 try:
+                    runner.take_up(self._name, self._thread)
                     return self._run(loop)
                 finally:
                     runner.lay_down()
@@ -71,7 +71,7 @@ class _Run:
         metrics: dict[str, Any] = {}
         try:
             self._emit(BeforeRun, loop=self._name)
-            self._runner.load_weights()
+            self._runner.prepare()
             metrics = loop.run()
         except BaseException as error:  # noqa: BLE001  it goes on below, once the run is closed
             failure = error
@@ -104,8 +104,8 @@ class _Run:
         runner.bus.emit(event, {"runner": runner})
 
     def _describe(self, failure: BaseException) -> dict[str, str]:
-        notes = [note for note in getattr(failure, "__notes__", ()) if note.startswith("while ")]
-        handler = notes[0].removeprefix("while ").partition(" handled ")[0] if notes else ""
+        notes = [note.partition(" handled ") for note in getattr(failure, "__notes__", ()) if note.startswith("while ")]
+        handler = next((before.removeprefix("while ") for before, found, _ in notes if found), "")
         return {"error_type": type(failure).__name__, "message": describe_error(failure), "handler": handler}
 
     def _report(self) -> None:

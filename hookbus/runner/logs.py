@@ -35,7 +35,9 @@ class RunLogger(logging.Logger):
         try:
             super().__init__(name, level)
         except (TypeError, ValueError):
-            msg = f"log_level = {shown(level)}: expected a number or a name; {choices(str(level), logging.getLevelNamesMapping())}"
+            msg = (
+                f"log_level = {shown(level)}: expected a number or a name; {choices(str(level), logging.getLevelNamesMapping())}"
+            )
             raise ConfigError(msg) from None
         self.propagate = False
 

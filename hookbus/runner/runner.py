@@ -4,9 +4,11 @@ from __future__ import annotations
 
 __all__ = ("Runner",)
 
+import itertools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +17,7 @@ import torch
 from hookbus._config import Constructor, refuse, shown
 from hookbus._named import check_name
 from hookbus._version import __version__
-from hookbus.bus import EventBus, HookSubscriptions
+from hookbus.bus import EventBus
 from hookbus.device import default_device, mover
 from hookbus.distributed import is_main_process, rank, world_size
 from hookbus.errors import ConfigError, RunEnded
@@ -24,7 +26,7 @@ from hookbus.events import AfterLoadCheckpoint
 from hookbus.hub import MessageHub
 from hookbus.loops.base import BaseLoop, LoopContext
 from hookbus.mailbox import Acknowledgement
-from hookbus.priority import Priority
+from hookbus.priority import Priority, get_priority
 from hookbus.progress import Progress
 from hookbus.registry import LOOPS
 from hookbus.runner.assembly import (
@@ -32,12 +34,14 @@ from hookbus.runner.assembly import (
     build_evaluator,
     build_log_processor,
     build_optim_wrapper,
+    check_model,
     check_phases,
 )
-from hookbus.runner.defaults import HookEntry, build_hook, build_hooks
+from hookbus.runner.defaults import build_hook, build_hooks, check_subscribable
 from hookbus.runner.lifecycle import run_awaited, run_here
 from hookbus.runner.logs import RunLogger
 from hookbus.runner.randomness import seed_everything
+from hookbus.runner.residence import Residence
 from hookbus.runner.saving import Saver, SaveRequest
 from hookbus.schedulers import ParamScheduler, build_param_schedulers
 from hookbus.steps import evaluation_step, train_step
@@ -117,6 +121,7 @@ class Runner:
         if resume is not False:
             msg = f"resume = {resume!r}: resuming is not available yet; load_from takes the weights of a checkpoint"
             raise NotImplementedError(msg)
+        check_model(model)
         check_phases(
             {
                 "train_dataloader": train_dataloader,
@@ -128,11 +133,12 @@ class Runner:
                 "test_dataloader": test_dataloader,
                 "test_cfg": test_cfg,
                 "test_evaluator": test_evaluator,
+                "randomness": randomness,
             }
         )
         self.work_dir = Path(work_dir)
         self.experiment_name = check_name(experiment_name or self.work_dir.resolve().name, "experiment_name")
-        self.timestamp = time.strftime("%Y%m%d_%H%M%S")
+        self.timestamp = _timestamp(self.work_dir)
         self.log_dir = self.work_dir / self.timestamp
         self.logger = RunLogger(self.experiment_name, log_level)
         self.log_processor = build_log_processor(log_processor)
@@ -147,10 +153,7 @@ class Runner:
         self.val_dataloader = build_dataloader(val_dataloader, "val_dataloader")
         self.test_dataloader = build_dataloader(test_dataloader, "test_dataloader")
         self._hook_entries = build_hooks(default_hooks, custom_hooks)
-        self.message_hub = hub if hub is not None else MessageHub.for_run(self.experiment_name)
-        self.bus = bus if bus is not None else EventBus.for_run(self.experiment_name)
-        self.bus.hub = self.message_hub
-        self._context = LoopContext(self, self.model, self.bus, self.message_hub, self.progress, mover(self.device))
+        self._context = LoopContext(self, self.model, self.progress, mover(self.device))
         self._loss_fn, self._train_step, self._val_step = loss_fn, train_step, val_step
         self.val_loop = self._build_evaluation_loop("val", val_cfg, val_evaluator)
         self.test_loop = self._build_evaluation_loop("test", test_cfg, test_evaluator or val_evaluator)
@@ -159,8 +162,16 @@ class Runner:
         self._load_from = load_from
         self._running: str | None = None
         self._thread: TrainingThread | None = None
-        self._subscribed: list[HookSubscriptions] = []
-        self._subscribe_hooks()
+        self._residence = Residence()
+        # Taken last, so that what was prepared for a run is still there when a refused runner is corrected.
+        self.message_hub = hub if hub is not None else MessageHub.for_run(self.experiment_name)
+        self.bus = bus if bus is not None else EventBus.for_run(self.experiment_name)
+        self._context.bus, self._context.hub = self.bus, self.message_hub
+        if self.optim_wrapper is not None:
+            self.optim_wrapper.attach(self.bus, self.progress, {"runner": self})
+        self._residence.take(self.bus, self._hook_entries)
+        if self._residence.is_on(self.bus):
+            self.bus.hub = self.message_hub
 
     def __repr__(self) -> str:
         return f"<Runner {self.experiment_name!r}: epoch {self.epoch} of {self.max_epochs}, iteration {self.iter}>"
@@ -237,7 +248,8 @@ class Runner:
         name = name or f"iter_{self.iter}"
         if self._thread is not None:
             return self.request_save(name)
-        return self._saver.save(SaveRequest(check_name(name, "a checkpoint")))
+        with self._hooks_listening():
+            return self._saver.save(SaveRequest(check_name(name, "a checkpoint")))
 
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
         """Take over the weights of a checkpoint, after hooks had their say, and return what it holds.
@@ -247,7 +259,8 @@ class Runner:
         """
         checkpoint = self._saver.load(path)
         event = AfterLoadCheckpoint(name=Path(path).name, epoch=self.epoch, iter=self.iter)
-        self.bus.emit(event, {"runner": self, "checkpoint": checkpoint})
+        with self._hooks_listening():
+            self.bus.emit(event, {"runner": self, "checkpoint": checkpoint})
         self.model.load_state_dict(checkpoint["state_dict"])
         return checkpoint
 
@@ -265,9 +278,12 @@ class Runner:
             ConfigError: it is not a hook, or its config does not fit.
         """
         entry = build_hook(hook, "hook")
-        added = self.bus.add_hook(entry.hook, priority if priority is not None else entry.priority)
-        self._hook_entries.append(HookEntry(entry.hook, next((s.priority for s in added), entry.priority)))
-        self._subscribed.append(added)
+        if priority is not None:
+            entry = entry._replace(priority=get_priority(priority))
+        check_subscribable([entry])
+        self._hook_entries.append(entry)
+        if self._residence.is_on(self.bus):
+            self._residence.add(self.bus, entry)
 
     def call_hook(self, stage: str, **arguments: Any) -> None:
         """Call the method `stage(runner, ...)` of every hook that has one, for stages of your own."""
@@ -276,9 +292,16 @@ class Runner:
             if callable(method):
                 method(self, **arguments)
 
-    def _subscribe_hooks(self) -> None:
-        if not self._subscribed:
-            self._subscribed = [self.bus.add_hook(entry.hook, entry.priority) for entry in self._hook_entries]
+    @contextmanager
+    def _hooks_listening(self) -> Iterator[None]:
+        """Have the hooks hear what is published outside of a run, too."""
+        was_on = self._residence.is_on(self.bus)
+        self._residence.take(self.bus, self._hook_entries)
+        try:
+            yield
+        finally:
+            if not was_on:
+                self._residence.leave(self.bus)
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -323,31 +346,33 @@ class Runner:
         return loop
 
     def take_up(self, name: str, thread: TrainingThread) -> None:
-        """Begin a run: hooks on the bus, log files open, room for checkpoints."""
+        """Begin a run: hooks on the bus, log files open."""
         self.bus.hub = self.message_hub
-        self._subscribe_hooks()
+        self._residence.take(self.bus, self._hook_entries)
+        self._residence.live = True
         self._running, self._thread, self._context.thread = name, thread, thread
         if is_main_process():
             self.log_dir.mkdir(parents=True, exist_ok=True)
             self.logger.open(self.log_dir)
+            self.bus.log_to(self.logger)
             self._describe_start(name)
-        if name == "train" and self.progress.iter == 0:
-            self._saver.prepare()
 
     def lay_down(self) -> None:
         """End a run: nothing of it stays on the bus or open."""
         self._running = self._thread = self._context.thread = None
-        subscribed, self._subscribed = self._subscribed, []
-        for subscriptions in subscribed:
-            subscriptions.cancel()
+        self._residence.live = False
+        self._residence.leave(self.bus)
+        self.bus.log_to(None)
         self.logger.close()
 
-    def load_weights(self) -> None:
-        """Load what `load_from` names, once."""
+    def prepare(self) -> None:
+        """Load what `load_from` names, once; only then make room for checkpoints, because it may lie among the old ones."""
         if self._load_from is not None:
             path, self._load_from = self._load_from, None
             self.load_checkpoint(path)
             self.logger.info("loaded the weights of %s", path)
+        if self.is_training and self.progress.iter == 0:
+            self._saver.prepare()
 
     def _live_thread(self, what: str) -> TrainingThread:
         if self._thread is None:
@@ -385,7 +410,6 @@ class Runner:
         if options.pop("by_epoch", True) is not True:
             msg = f"train_cfg.by_epoch = {train_cfg['by_epoch']!r}: training by iterations is not available yet"
             raise NotImplementedError(msg)
-        self.optim_wrapper.attach(self.bus, self.progress, {"runner": self})
         step = train_step(self.model, self.optim_wrapper, self._train_step, self._loss_fn)
         parts = {"context": self._context, "dataloader": self.train_dataloader, "step": step, "val_loop": self.val_loop}
         return LOOPS.build({"type": "EpochBasedTrainLoop"} | options, path="train_cfg", given=parts)
@@ -401,6 +425,13 @@ class Runner:
             "evaluation": Evaluation(build_evaluator(evaluator, f"{name}_evaluator"), self.device),
         }
         return LOOPS.build({"type": f"{name.title()}Loop"} | dict(cfg or {}), path=f"{name}_cfg", given=parts)
+
+
+def _timestamp(work_dir: Path) -> str:
+    """Return the time of this start, with a number behind it where another start of the same second left its logs."""
+    second = time.strftime("%Y%m%d_%H%M%S")
+    others = (f"{second}_{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([second], others) if not (work_dir / name).exists())
 
 
 def _seed(randomness: Mapping[str, Any] | None) -> int:
