@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 DIST ?= dist
+# Processes that share the tests.
+WORKERS ?= 2
 # Further arguments for demo, test and bench: make test ARGS="-k layers"
 ARGS ?=
 
@@ -29,7 +31,7 @@ demo: $(STAMP)  ## train a small classifier on handwritten digits
 	$(BIN)/python examples/digits.py $(ARGS)
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(STAMP)  ## lint, formatting and types
 	$(BIN)/python -m ruff check

@@ -54,14 +54,20 @@ class NamedInstances(Generic[T]):
         with self._lock:
             return self._known.get(name)
 
-    def adopt(self, name: str, make: Callable[[], T], reusable: Callable[[T], bool]) -> T:
-        """Return the instance that a new run is to use; it is no longer held here."""
+    def adopt(self, name: str, make: Callable[[], T], *, is_free: Callable[[T], bool], is_live: Callable[[T], bool]) -> T:
+        """Return the instance that a new run is to use; it is no longer held here.
+
+        A live one stays the one that is found by the name until the new run begins.
+        """
         with self._lock:
-            found = self._known.get(name)
+            known = self._known.get(name)
             self._waiting.pop(name, None)
-            if found is None or not reusable(found):
-                found = self._known[name] = make()
-            return found
+            if known is not None and is_free(known):
+                return known
+            made = make()
+            if known is None or not is_live(known):
+                self._known[name] = made
+            return made
 
     def register(self, name: str, instance: T) -> None:
         """Make `instance`, which a run uses, the one that is found by that name; nothing of that name is held here any more."""

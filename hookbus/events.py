@@ -151,6 +151,8 @@ class Event(msgspec.Struct, frozen=True, metaclass=_EventMeta):
     """Whether a handler may veto what this event announces by raising `Skip`."""
     closing: ClassVar[bool] = False
     """Whether every handler runs, whatever the ones before it raised."""
+    commits: ClassVar[bool] = True
+    """Whether what handlers recorded becomes visible to other threads when they are done, or with the next event."""
 
 
 class MountPoint(Event):
@@ -235,6 +237,7 @@ class BeforeTrainIter(IterEvent):
     """Seconds that the loop waited for this batch."""
     mode: ClassVar[Mode | None] = "train"
     counted: ClassVar[tuple[str, int] | None] = ("iter", 1)
+    commits: ClassVar[bool] = False  # an iteration is one version: its number, its losses and its times
 
 
 class AfterBackward(StepEvent):

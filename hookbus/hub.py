@@ -98,7 +98,12 @@ class MessageHub:
     @classmethod
     def for_run(cls, name: str) -> MessageHub:
         """Return the hub for a new run of that name: one prepared for it, or a fresh one. No other run will get it."""
-        hub = _hubs.adopt(check_name(name, "experiment_name"), lambda: cls(name), lambda hub: not hub._is_taken)
+        hub = _hubs.adopt(
+            check_name(name, "experiment_name"),
+            lambda: cls(name),
+            is_free=lambda hub: not hub._is_taken,
+            is_live=lambda hub: hub._owner is not None,
+        )
         hub._is_taken = True
         return hub
 
@@ -138,13 +143,22 @@ class MessageHub:
                 self._await_device(key, numbers.pop(key), 1)
             else:
                 numbers[key] = as_number(key, value)
-        if numbers:
-            self._write((numbers, 1, self.step))
+        if get_ident() == self._owner and not self._groups_of_owner:  # the hot path, without a further call
+            self._log.append((numbers, 1, self.step))
+            self.dirty = True
+        elif numbers:
+            self._write_all([(numbers, 1, self.step)])
 
     def update_info(self, key: str, value: Any, resumed: bool = True) -> None:
         """Set a piece of information; the value must not be changed afterwards."""
-        self._remember_resumed(key, resumed)
-        self._write(({key: value}, INFO, self.step))
+        if not resumed or self._not_resumed:
+            self._remember_resumed(key, resumed)
+        entry = ({key: value}, INFO, self.step)
+        if get_ident() == self._owner and not self._groups_of_owner:  # the hot path, without a further call
+            self._log.append(entry)
+            self.dirty = True
+        else:
+            self._write_all([entry])
 
     def update_info_dict(self, values: Mapping[str, Any], resumed: bool = True) -> None:
         """Set several pieces of information; they appear in one version."""

@@ -121,7 +121,7 @@ def test_the_extremes_are_nan_wherever_the_nan_stands(values: tuple[float, ...])
     assert math.isnan(history.min())
 
 
-@pytest.mark.parametrize("value", ["1.5", None, [1.0], object()], ids=str)
+@pytest.mark.parametrize("value", ["1.5", None, [1.0], object()], ids=["text", "none", "list", "object"])
 def test_what_is_no_number_is_refused_and_leaves_nothing(value: Any) -> None:
     """A refused value is as if it had never come."""
     history = make_history(1.0)

@@ -78,6 +78,7 @@ class EventBus:
         self._backend: Backend = backend
         self._lock = threading.RLock()
         self._order = count()
+        self._early = count(-sys.maxsize)
         self._subscriptions: list[Subscription[Any]] = []
         self._counters: dict[type[Event], Counter] = {}
         self._plans: dict[type[Event], Plan] = {}
@@ -103,7 +104,16 @@ class EventBus:
     @classmethod
     def for_run(cls, name: str) -> EventBus:
         """Return the bus for a new run of that name: the one that others have subscribed to, or a fresh one."""
-        return _buses.adopt(name, lambda: cls(name), lambda bus: bus._host is None)
+        return _buses.adopt(
+            check_name(name, "experiment_name"),
+            lambda: cls(name),
+            is_free=lambda bus: bus._host is None,
+            is_live=lambda bus: bus._host is not None,
+        )
+
+    def be_found(self) -> None:
+        """Be the bus that `get_instance` finds by this name from now on."""
+        _buses.register(self.name, self)
 
     @property
     def hub(self) -> MessageHub:
@@ -155,6 +165,35 @@ class EventBus:
             HandlerSignatureError: the handler asks for a name that the event does not offer.
             ConfigError: the priority is unknown.
         """
+        return self._subscribe(
+            event_type,
+            handler,
+            next(self._order),
+            priority=priority,
+            every=every,
+            once=once,
+            when=when,
+            background=background,
+            timeout=timeout,
+            on_error=on_error,
+            name=name,
+        )
+
+    def _subscribe(
+        self,
+        event_type: type[E],
+        handler: Handler,
+        order: int,
+        *,
+        priority: Any = Priority.NORMAL,
+        every: int = 1,
+        once: bool = False,
+        when: Any = None,
+        background: bool = False,
+        timeout: float | None = None,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Subscription[E]:
         check_event_type(event_type)
         check_callable(handler, event_type)
         handler_name = name or name_of(handler)
@@ -166,7 +205,7 @@ class EventBus:
             handler,
             name=handler_name,
             priority=get_priority(priority),
-            order=next(self._order),
+            order=order,
             lane=lane,
             call=call,
             every=every,
@@ -192,8 +231,12 @@ class EventBus:
 
         return decorate
 
-    def add_hook(self, hook: HookLike, priority: int | str | Priority | None = None) -> HookSubscriptions:
+    def add_hook(
+        self, hook: HookLike, priority: int | str | Priority | None = None, *, first_among_equals: bool = False
+    ) -> HookSubscriptions:
         """Subscribe every method of `hook` that is named after a mount point or decorated with `on`.
+
+        `first_among_equals` puts it before the handlers of its priority that are there already.
 
         Raises:
             SubscriptionError: it is not a hook, a method is nearly named like a mount point, or one asks for a
@@ -206,7 +249,9 @@ class EventBus:
                 options = dict(method.options)
                 if priority is not None or "priority" not in options:
                     options["priority"] = own
-                added.append(self.subscribe(method.event_type, method.handler, **{"name": method.name} | options))
+                options.setdefault("name", method.name)
+                order = next(self._early if first_among_equals else self._order)
+                added.append(self._subscribe(method.event_type, method.handler, order, **options))
         except Exception:
             for subscription in added:
                 subscription.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("HookMethod", "every", "hook_methods", "on")
 
 import difflib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -108,14 +109,21 @@ def _own_options(method: Handler) -> dict[str, Any]:
     return {"every": getattr(method, _EVERY)} if hasattr(method, _EVERY) else {}
 
 
+@functools.cache  # the names of methods are few, and each is compared with every mount point
+def _misspelt(name: str) -> str | None:
+    """Return the mount point that a name looks like."""
+    near = difflib.get_close_matches(name, MOUNT_POINTS, n=1, cutoff=_ALIKE)
+    return near[0] if near else None
+
+
 def _refuse_near_misses(hook: HookLike) -> None:
     for name in dir(type(hook)):
         if name in MOUNT_POINTS or name.startswith("_") or hasattr(getattr(type(hook), name), _MARKS):
             continue
-        near = difflib.get_close_matches(name, MOUNT_POINTS, n=1, cutoff=_ALIKE)
+        near = _misspelt(name)
         if hasattr(getattr(type(hook), name), _EVERY):
             msg = f"{type(hook).__name__}.{name} is decorated with every, but it is no mount point; {choices(name, MOUNT_POINTS)}"
             raise UnknownMountPoint(msg)
         if near and callable(getattr(type(hook), name)):
-            msg = f"{type(hook).__name__}.{name} is not a mount point; did you mean {near[0]!r}?"
+            msg = f"{type(hook).__name__}.{name} is not a mount point; did you mean {near!r}?"
             raise UnknownMountPoint(f"{msg} valid choices: {', '.join(MOUNT_POINTS)}")

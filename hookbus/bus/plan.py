@@ -156,7 +156,8 @@ class _Source:
             self._add(2, "errors = []")
         write_body()
         self._add(1, "finally:", "    nesting.active -= 1")
-        self._add(1, "if hub.dirty:", "    hub.commit()")
+        if self._event_type.commits:
+            self._add(1, "if hub.dirty:", "    hub.commit()")
         if self._event_type.closing:
             self._add(1, "raise_all(errors)")
 

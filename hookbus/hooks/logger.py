@@ -37,18 +37,20 @@ class LoggerHook(Hook):
         self.ignore_last = ignore_last
         self._batches = 0
         """Batches of the running validation or test so far; its dataloader may not know its length."""
+        self._is_open = False
         self._writers = [_make_writer(spec, index) for index, spec in enumerate(writers)]
 
     def before_run(self, runner: Any) -> None:
         """Tell the writers where this run logs to."""
         for writer in self._writers:
             writer.open(runner.logger, runner.log_dir)
+        self._is_open = True
 
     def after_train_iter(self, runner: Any, batch_idx: int, hub: MessageHub) -> None:
         """Log every `interval` iterations, and at the end of an epoch where that is wanted."""
         if (batch_idx + 1) % self.interval == 0 or self._is_wanted_end(runner, batch_idx):
             hub.flush()  # what is still on a device belongs to this line
-            self._write(runner.log_processor.after_iter(runner, batch_idx, "train"))
+            self._write(runner, runner.log_processor.after_iter(runner, batch_idx, "train"))
 
     def after_val_iter(self, runner: Any, batch_idx: int) -> None:
         """Show that the validation goes on."""
@@ -60,14 +62,15 @@ class LoggerHook(Hook):
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any]) -> None:
         """Log the metrics."""
-        self._write(runner.log_processor.after_epoch(runner, metrics, self._batches, "val"))
+        self._write(runner, runner.log_processor.after_epoch(runner, metrics, self._batches, "val"))
 
     def after_test_epoch(self, runner: Any, metrics: Mapping[str, Any]) -> None:
         """Log the metrics."""
-        self._write(runner.log_processor.after_epoch(runner, metrics, self._batches, "test"))
+        self._write(runner, runner.log_processor.after_epoch(runner, metrics, self._batches, "test"))
 
     def after_run(self) -> None:
         """Close the writers, each of them whatever becomes of the others."""
+        self._is_open = False
         with ExitStack() as closing:
             for writer in self._writers:
                 closing.callback(writer.close)
@@ -81,7 +84,9 @@ class LoggerHook(Hook):
         if (batch_idx + 1) % self.interval == 0:
             runner.logger.info(runner.log_processor.after_iter(runner, batch_idx, mode).text)
 
-    def _write(self, record: Record) -> None:
+    def _write(self, runner: Any, record: Record) -> None:
+        if not self._is_open:  # registered in the middle of a run
+            self.before_run(runner)
         for writer in self._writers:
             writer.write(record)
 

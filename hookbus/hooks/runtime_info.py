@@ -50,7 +50,7 @@ class RuntimeInfoHook(Hook):
         values = {"train/lr": runner.optim_wrapper.optimizer.param_groups[0]["lr"]}
         for key, value in outputs.items():
             if _is_scalar(value):
-                values[self._key(key)] = value
+                values[self._keys.get(key) or self._key(key)] = value
         hub.update_scalars(values)
 
     def after_train_epoch(self, iter: int, hub: MessageHub) -> None:
@@ -102,11 +102,8 @@ class RuntimeInfoHook(Hook):
         hub.update_info_dict(info)
 
     def _key(self, key: str) -> str:
-        """Return `train/<key>`; made once, because this is the hot path."""
-        try:
-            return self._keys[key]
-        except KeyError:
-            return self._keys.setdefault(key, f"train/{key}")
+        """Return `train/<key>`, made once."""
+        return self._keys.setdefault(key, f"train/{key}")
 
 
 def _is_scalar(value: Any) -> bool:

@@ -17,6 +17,7 @@ from hookbus.errors import ConfigError
 from hookbus.events import AfterTrain, AfterTrainEpoch, AfterTrainIter, BeforeTrain, BeforeTrainEpoch, BeforeTrainIter
 from hookbus.loops.base import BaseLoop, LoopContext
 from hookbus.steps import TrainStep
+from hookbus.training_thread import TrainingThread
 
 
 class EpochBasedTrainLoop(BaseLoop):
@@ -80,25 +81,25 @@ class EpochBasedTrainLoop(BaseLoop):
     def run(self) -> dict[str, Any]:
         """Train to the end or until somebody stops it; return the metrics of the last validation."""
         self.stop_training = False
-        self._metrics = {}
         if self.epoch >= self.max_epochs:
             return self._metrics
         thread = self.context.live_thread
         self.emit(BeforeTrain)
         while self.epoch < self.max_epochs and not self.stop_training and not thread.stop_requested:
-            if self._run_epoch() and self._validation_is_due() and not thread.stop_requested:
+            if self._run_epoch(thread) and self._validation_is_due() and not thread.stop_requested:
                 self._validate()
         self.emit(AfterTrain)
         return self._metrics
 
-    def _run_epoch(self) -> bool:
+    def _run_epoch(self, thread: TrainingThread) -> bool:
         """Train one epoch and return whether it was completed."""
-        context, thread = self.context, self.context.live_thread
+        context = self.context
         context.progress.batch_idx = 0
         self.emit(BeforeTrainEpoch)
         context.model.train()
         for batch_idx, batch, data_time in self.batches("training"):
             self._run_iter(batch_idx, batch, data_time)
+            thread.step_boundary()
             if thread.stop_requested and batch_idx + 1 != self.num_batches:
                 return False
         self.emit(AfterTrainEpoch)
@@ -109,23 +110,22 @@ class EpochBasedTrainLoop(BaseLoop):
 
     def _run_iter(self, batch_idx: int, batch: Any, data_time: float) -> None:
         context = self.context
-        bus, progress = context.bus, context.progress
+        bus, runner, progress = context.bus, context.runner, context.progress
         epoch, iteration = progress.epoch, progress.iter
         context.hub.step = iteration + 1
         if bus.has_subscribers(BeforeTrainIter):
             bus.emit(
                 BeforeTrainIter(epoch=epoch, iter=iteration, batch_idx=batch_idx, data_time=data_time),
-                {"runner": context.runner, "data_batch": batch},
+                {"runner": runner, "data_batch": batch},
             )
         outputs = self._step(batch)
         if bus.has_subscribers(AfterTrainIter):
             bus.emit(
                 AfterTrainIter(epoch=epoch, iter=iteration, batch_idx=batch_idx, data_time=data_time),
-                {"runner": context.runner, "data_batch": batch, "outputs": outputs},
+                {"runner": runner, "data_batch": batch, "outputs": outputs},
             )
         progress.iter = iteration + 1
         progress.batch_idx = batch_idx + 1
-        context.live_thread.step_boundary()
 
     def _validation_is_due(self) -> bool:
         if self._val_loop is None or self.epoch < self.val_begin:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ("build_dataloader", "build_evaluator", "build_log_processor", "build_optim_wrapper", "check_model", "check_phases")
+__all__ = (
+    "build_dataloader",
+    "build_evaluator",
+    "build_log_processor",
+    "build_optim_wrapper",
+    "check_functions",
+    "check_model",
+    "check_phases",
+)
 
 from collections.abc import Mapping
 from typing import Any
@@ -49,6 +57,15 @@ def check_phases(given: Mapping[str, Any]) -> None:
     refuse(problems)
 
 
+def check_functions(given: Mapping[str, object]) -> None:
+    """Refuse what was given as a function and cannot be called.
+
+    Raises:
+        ConfigError: names each.
+    """
+    refuse([f"{k} = {shown(v)}: expected a function" for k, v in given.items() if v is not None and not callable(v)])
+
+
 def build_optim_wrapper(optimizer: object, model: torch.nn.Module) -> OptimWrapper | None:
     """Return the optimizer of a run, wrapped.
 
@@ -63,6 +80,9 @@ def build_optim_wrapper(optimizer: object, model: torch.nn.Module) -> OptimWrapp
         optimizer = OPTIMIZERS.build(optimizer, path="optimizer", given={"params": model.parameters()})
     if not isinstance(optimizer, torch.optim.Optimizer):
         msg = f"optimizer = {shown(optimizer)}: expected a torch optimizer or a dict(type=...)"
+        raise ConfigError(msg)
+    if isinstance(optimizer, torch.optim.LBFGS) and not hasattr(model, "train_step"):
+        msg = "optimizer = LBFGS: it computes the loss several times a step; use it in a train_step method of the model"
         raise ConfigError(msg)
     own = {id(parameter) for parameter in model.parameters()}
     if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):

@@ -11,11 +11,15 @@ from pathlib import Path
 from hookbus._config import shown
 from hookbus.errors import ConfigError, choices
 
-_TERMINAL = "%(asctime)s - %(levelname)s - %(message)s"
-
 
 class _OneLine(logging.Formatter):
-    """Keeps one record on one line, whatever control characters its text holds."""
+    """Keeps one record on one line, whatever control characters its text holds; terminal and file share the text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text: str | None = getattr(record, "one_line", None)
+        if text is None:
+            text = record.one_line = super().format(record)
+        return text
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  named by the standard library
         text = super().formatMessage(record)
@@ -44,12 +48,10 @@ class RunLogger(logging.Logger):
     def open(self, log_dir: Path) -> None:
         """Begin to write to the terminal and to `train.log` in `log_dir`."""
         self.close()
-        handlers: tuple[tuple[logging.Handler, str], ...] = (
-            (logging.StreamHandler(sys.stderr), "%m/%d %H:%M:%S"),
-            (logging.FileHandler(log_dir / "train.log", encoding="utf-8"), "%Y/%m/%d %H:%M:%S"),
-        )
-        for handler, dates in handlers:
-            handler.setFormatter(_OneLine(_TERMINAL, datefmt=dates))
+        file = logging.FileHandler(log_dir / "train.log", encoding="utf-8")
+        handlers: tuple[logging.Handler, ...] = (logging.StreamHandler(sys.stderr), file)
+        for handler in handlers:
+            handler.setFormatter(_OneLine("%(asctime)s - %(levelname)s - %(message)s", datefmt="%Y/%m/%d %H:%M:%S"))
             self.addHandler(handler)
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ class Residence:
     def __init__(self) -> None:
         self.live = False
         """Whether a run is going on, so that nobody may take this place."""
+        self._was_here = False
         self._subscriptions: WeakSet[Subscription[Any]] = WeakSet()
 
     def is_on(self, bus: EventBus) -> bool:
@@ -37,12 +38,13 @@ class Residence:
         if resident is not None:
             resident.leave(bus)
         _residences[bus] = self
-        for entry in entries:
-            self.add(bus, entry)
+        for entry in entries:  # who comes back is where it was: before those who came later
+            self.add(bus, entry, first_among_equals=self._was_here)
+        self._was_here = True
 
-    def add(self, bus: EventBus, entry: HookEntry) -> None:
+    def add(self, bus: EventBus, entry: HookEntry, *, first_among_equals: bool = False) -> None:
         """Put one more hook on the bus."""
-        self._subscriptions.update(bus.add_hook(entry.hook, entry.priority))
+        self._subscriptions.update(bus.add_hook(entry.hook, entry.priority, first_among_equals=first_among_equals))
 
     def leave(self, bus: EventBus) -> None:
         """Take the hooks off the bus."""

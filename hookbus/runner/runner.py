@@ -34,6 +34,7 @@ from hookbus.runner.assembly import (
     build_evaluator,
     build_log_processor,
     build_optim_wrapper,
+    check_functions,
     check_model,
     check_phases,
 )
@@ -122,6 +123,7 @@ class Runner:
             msg = f"resume = {resume!r}: resuming is not available yet; load_from takes the weights of a checkpoint"
             raise NotImplementedError(msg)
         check_model(model)
+        check_functions({"loss_fn": loss_fn, "train_step": train_step, "val_step": val_step})
         check_phases(
             {
                 "train_dataloader": train_dataloader,
@@ -348,6 +350,8 @@ class Runner:
     def take_up(self, name: str, thread: TrainingThread) -> None:
         """Begin a run: hooks on the bus, log files open."""
         self.bus.hub = self.message_hub
+        if self.bus.name == self.experiment_name:
+            self.bus.be_found()
         self._residence.take(self.bus, self._hook_entries)
         self._residence.live = True
         self._running, self._thread, self._context.thread = name, thread, thread

@@ -38,12 +38,13 @@ class Saver:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
+        self._has_saved = False
         self.store = CheckpointStore(runner.work_dir / "checkpoints", runner.work_dir / "last_checkpoint")
 
     def prepare(self) -> None:
         """Make room for a fresh run: clean up after a crash, and set aside the checkpoints of an earlier run."""
         directory = self.store.directory
-        if not is_main_process() or not directory.exists():
+        if self._has_saved or not is_main_process() or not directory.exists():
             return
         for line in self.store.clean():
             self._runner.logger.warning(line)
@@ -55,6 +56,7 @@ class Saver:
     def save(self, request: SaveRequest) -> Path | None:
         """Save now; return None where a hook skipped it, or another process is the one that saves."""
         runner = self._runner
+        runner.message_hub.update_info_dict({"epoch": runner.epoch, "iter": runner.iter})  # at a boundary they have moved
         checkpoint = self.assemble()
         event = BeforeSaveCheckpoint(name=request.name, epoch=runner.epoch, iter=runner.iter)
         if runner.bus.emit(event, {"runner": runner, "checkpoint": checkpoint}) is not None or not is_main_process():
@@ -70,6 +72,7 @@ class Saver:
             facts=dict(request.facts),
             replace=True,
         )
+        self._has_saved = True
         if request.role == "periodic":
             runner.message_hub.update_info("last_ckpt", str(path))
         self._let_go(request)
