@@ -148,9 +148,9 @@ class _Source:
             self._add(1, "counter.published += 1")
             return
         self._add(1, "counter.published = number = counter.published + 1")
-        self._add(1, "nesting.active += 1")
+        self._add(1, "nesting.active = depth = nesting.active + 1")
         self._add(1, "try:")
-        self._add(2, f"if nesting.active > {NESTING_LIMIT}:", "    check_depth(event, subscriptions)")
+        self._add(2, f"if depth > {NESTING_LIMIT}:", "    check_depth(event, subscriptions)")
         self._write_live_names(2, range(len(self._subscriptions)), sync_only=name == "emit")
         if self._event_type.closing:
             self._add(2, "errors = []")

@@ -32,7 +32,8 @@ def timed(function: Callable[[], object]) -> float:
 
 def compare(ours: Callable[[], float], other: Callable[[], float], *, repetitions: int, rounds: int) -> Pair:
     """Let two candidates, each returning its own seconds, take turns; compare them round by round."""
-    ours(), other()  # warm up
+    if rounds > 2:  # long candidates warm themselves up
+        ours(), other()
     pairs = [(ours(), other()) for _ in range(rounds)]
     return Pair(
         statistics.median(a for a, _ in pairs) / repetitions,
