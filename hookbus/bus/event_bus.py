@@ -87,6 +87,8 @@ class EventBus:
         self._nesting = Nesting()
         self._costs = CostWatch(cost_warning)
         self._failure_log = FailureLog()
+        self._is_shared = False
+        """Whether somebody asked for it by name."""
         self._host: Host | None = None
         self._thread_id: int | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -99,15 +101,20 @@ class EventBus:
     @classmethod
     def get_instance(cls, name: str) -> EventBus:
         """Return the bus of that name; it is made, and held for the run to come, where there is none."""
-        return _buses.get(check_name(name, "the name of an event bus"), lambda: cls(name))
+        bus = _buses.get(check_name(name, "the name of an event bus"), lambda: cls(name))
+        bus._is_shared = True
+        return bus
 
     @classmethod
     def for_run(cls, name: str) -> EventBus:
-        """Return the bus for a new run of that name: the one that others have subscribed to, or a fresh one."""
+        """Return the bus for a new run of that name: the one that somebody asked for by name, or a fresh one.
+
+        So what was subscribed by name hears every run of that name, and what was subscribed to `runner.bus` its own.
+        """
         return _buses.adopt(
             check_name(name, "experiment_name"),
             lambda: cls(name),
-            is_free=lambda bus: bus._host is None,
+            is_free=lambda bus: bus._is_shared and bus._host is None,
             is_live=lambda bus: bus._host is not None,
         )
 
