@@ -1,17 +1,21 @@
-"""What may be subscribed: refuses event types, handlers and options that do not fit, naming them."""
+"""Makes subscriptions, and refuses event types, handlers and options that do not fit, naming them."""
 
 from __future__ import annotations
 
-__all__ = ("check_callable", "check_event_type", "check_option_names", "check_options", "check_policy", "name_of")
+__all__ = ("check_event_type", "check_option_names", "make_subscription")
 
 import functools
-from collections.abc import Iterable
-from typing import Any, get_args
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, get_args
 
-from hookbus.bus.arguments import is_async
-from hookbus.bus.subscription import ErrorPolicy, Lane
+from hookbus.bus.arguments import bind_arguments, is_async
+from hookbus.bus.subscription import ErrorPolicy, Lane, Subscription
 from hookbus.errors import EventDefinitionError, SubscriptionError, choices
 from hookbus.events import MOUNT_POINTS, Event
+from hookbus.priority import Priority, get_priority
+from hookbus.types import Handler
+
+E = TypeVar("E", bound=Event)
 
 OPTIONS = ("priority", "every", "once", "when", "background", "timeout", "on_error", "name")
 """What `subscribe` and its decorators take."""
@@ -41,14 +45,59 @@ def check_event_type(event_type: object) -> None:
     raise EventDefinitionError(msg)
 
 
-def check_callable(handler: object, event_type: type[Event]) -> None:
+def make_subscription(
+    event_type: type[E],
+    handler: Handler,
+    order: int,
+    on_cancel: Callable[[Subscription[Any]], None],
+    *,
+    priority: int | str | Priority = Priority.NORMAL,
+    every: int = 1,
+    once: bool = False,
+    when: Callable[[E], object] | None = None,
+    background: bool = False,
+    timeout: float | None = None,
+    on_error: ErrorPolicy | None = None,
+    name: str | None = None,
+) -> Subscription[E]:
+    """Return a subscription with everything decided: lane, arguments, place in the order.
+
+    Raises:
+        SubscriptionError: an option does not fit.
+        HandlerSignatureError: the handler asks for a name that the event does not offer.
+        ConfigError: the priority is unknown.
+    """
+    check_event_type(event_type)
+    _check_callable(handler, event_type)
+    handler_name = name or _name_of(handler)
+    call = bind_arguments(handler, event_type, handler_name)
+    lane = Lane.AWAITED if is_async(handler) else Lane.INLINE
+    _check_options(handler_name, lane, every=every, when=when, background=background, timeout=timeout)
+    return Subscription(
+        event_type,
+        handler,
+        name=handler_name,
+        priority=get_priority(priority),
+        order=order,
+        lane=lane,
+        call=call,
+        every=every,
+        once=once,
+        when=when,
+        timeout=timeout,
+        on_error=_check_policy(handler_name, on_error),
+        on_cancel=on_cancel,
+    )
+
+
+def _check_callable(handler: object, event_type: type[Event]) -> None:
     """Refuse what cannot be called."""
     if not callable(handler):
         msg = f"a handler must be a function or a coroutine function, got {handler!r} for {event_type.__name__}"
         raise SubscriptionError(msg)
 
 
-def check_options(name: str, lane: Lane, *, every: Any, when: Any, background: Any, timeout: Any) -> None:
+def _check_options(name: str, lane: Lane, *, every: Any, when: Any, background: Any, timeout: Any) -> None:
     """Refuse options that do not fit, naming the handler."""
     if background:
         msg = f"{name}: background=True is not available yet; an awaited or inline handler is"
@@ -67,7 +116,7 @@ def check_options(name: str, lane: Lane, *, every: Any, when: Any, background: A
         raise SubscriptionError(msg)
 
 
-def check_policy(name: str, on_error: str | None) -> ErrorPolicy:
+def _check_policy(name: str, on_error: str | None) -> ErrorPolicy:
     """Return the error policy; `raise` where none is given."""
     valid: tuple[ErrorPolicy, ...] = get_args(ErrorPolicy)
     for policy in valid:
@@ -79,7 +128,7 @@ def check_policy(name: str, on_error: str | None) -> ErrorPolicy:
     return "raise"
 
 
-def name_of(handler: Any) -> str:
+def _name_of(handler: Any) -> str:
     """Return what a handler is called in plans, notes and logs."""
     while isinstance(handler, functools.partial):
         handler = handler.func

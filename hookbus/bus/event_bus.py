@@ -29,8 +29,7 @@ import anyio
 import anyio.abc
 
 from hookbus._named import NamedInstances, check_name
-from hookbus.bus.arguments import bind_arguments, is_async
-from hookbus.bus.checks import check_callable, check_event_type, check_option_names, check_options, check_policy, name_of
+from hookbus.bus.checks import check_event_type, check_option_names, make_subscription
 from hookbus.bus.costs import CostWatch
 from hookbus.bus.explain import PlanEntry, describe_plans
 from hookbus.bus.failures import FailureLog
@@ -38,7 +37,7 @@ from hookbus.bus.hook_methods import hook_methods
 from hookbus.bus.hook_subscriptions import HookSubscriptions
 from hookbus.bus.host import CallersLoop, Host, OwnThread
 from hookbus.bus.plan import Nesting, Plan, compile_plan
-from hookbus.bus.subscription import Counter, ErrorPolicy, Lane, LateCounter, Subscription, SubscriptionStats
+from hookbus.bus.subscription import Counter, ErrorPolicy, LateCounter, Subscription, SubscriptionStats
 from hookbus.errors import BusError, BusNotEntered, Skip, WrongThread
 from hookbus.events import MOUNT_POINTS, Event
 from hookbus.hub import MessageHub
@@ -172,10 +171,11 @@ class EventBus:
             HandlerSignatureError: the handler asks for a name that the event does not offer.
             ConfigError: the priority is unknown.
         """
-        return self._subscribe(
+        subscription = make_subscription(
             event_type,
             handler,
             next(self._order),
+            self._remove,
             priority=priority,
             every=every,
             once=once,
@@ -185,47 +185,13 @@ class EventBus:
             on_error=on_error,
             name=name,
         )
+        self._insert(subscription)
+        return subscription
 
-    def _subscribe(
-        self,
-        event_type: type[E],
-        handler: Handler,
-        order: int,
-        *,
-        priority: Any = Priority.NORMAL,
-        every: int = 1,
-        once: bool = False,
-        when: Any = None,
-        background: bool = False,
-        timeout: float | None = None,
-        on_error: ErrorPolicy | None = None,
-        name: str | None = None,
-    ) -> Subscription[E]:
-        check_event_type(event_type)
-        check_callable(handler, event_type)
-        handler_name = name or name_of(handler)
-        call = bind_arguments(handler, event_type, handler_name)
-        lane = Lane.AWAITED if is_async(handler) else Lane.INLINE
-        check_options(handler_name, lane, every=every, when=when, background=background, timeout=timeout)
-        subscription = Subscription(
-            event_type,
-            handler,
-            name=handler_name,
-            priority=get_priority(priority),
-            order=order,
-            lane=lane,
-            call=call,
-            every=every,
-            once=once,
-            when=when,
-            timeout=timeout,
-            on_error=check_policy(handler_name, on_error),
-            on_cancel=self._remove,
-        )
+    def _insert(self, subscription: Subscription[Any]) -> None:
         with self._lock:
             insort(self._subscriptions, subscription, key=lambda s: (s.priority, s.order))
             self._forget_plans()
-        return subscription
 
     def on(self, event_type: type[E], **options: Any) -> Callable[[F], F]:
         """Subscribe the decorated function; takes the options of `subscribe`."""
@@ -258,7 +224,8 @@ class EventBus:
                     options["priority"] = own
                 options.setdefault("name", method.name)
                 order = next(self._early if first_among_equals else self._order)
-                added.append(self._subscribe(method.event_type, method.handler, order, **options))
+                added.append(make_subscription(method.event_type, method.handler, order, self._remove, **options))
+                self._insert(added[-1])
         except Exception:
             for subscription in added:
                 subscription.cancel()

@@ -29,6 +29,7 @@ class LoopContext:
     runner: Any
     model: torch.nn.Module
     progress: Progress
+    device: torch.device
     move: Callable[[Any], Any]
     """Brings a batch to the device of the model."""
     bus: EventBus = field(init=False)

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 __all__ = (
+    "StepFunctions",
     "build_dataloader",
+    "build_evaluation_loop",
     "build_evaluator",
     "build_log_processor",
     "build_optim_wrapper",
+    "build_options",
+    "build_schedulers",
+    "build_train_loop",
     "check_functions",
     "check_model",
     "check_phases",
 )
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
 
 from hookbus._config import Constructor, refuse, shown
 from hookbus.errors import ConfigError
+from hookbus.evaluation import Evaluation
 from hookbus.log_processor import LogProcessor
+from hookbus.loops.base import BaseLoop, LoopContext
 from hookbus.optim import OptimWrapper
-from hookbus.registry import METRICS, OPTIMIZERS
+from hookbus.registry import LOOPS, METRICS, OPTIMIZERS
+from hookbus.schedulers import ParamScheduler, build_param_schedulers
+from hookbus.steps import evaluation_step, train_step
 
 
 def check_model(model: object) -> None:
@@ -123,6 +132,72 @@ def build_log_processor(spec: object) -> LogProcessor:
     if not isinstance(spec, Mapping | None):
         msg = f"log_processor = {shown(spec)}: expected a LogProcessor, or a dict of its options"
         raise ConfigError(msg)
-    arguments, problems = Constructor.of(LogProcessor).fit(dict(spec or {}), "log_processor", given={}, extra_keys=())
+    return LogProcessor(**build_options(LogProcessor, spec, "log_processor"))
+
+
+def build_options(cls: type, options: Mapping[str, Any] | None, path: str) -> dict[str, Any]:
+    """Return options as the constructor of `cls` takes them.
+
+    Raises:
+        ConfigError: an option is unknown or ill-typed.
+    """
+    arguments, problems = Constructor.of(cls).fit(dict(options or {}), path, given={}, extra_keys=())
     refuse(problems)
-    return LogProcessor(**arguments)
+    return arguments
+
+
+def build_schedulers(spec: object, optim_wrapper: OptimWrapper | None) -> list[ParamScheduler]:
+    """Return the schedulers of a run.
+
+    Raises:
+        ConfigError: there is no optimizer for them, or one does not fit.
+    """
+    if spec is None:
+        return []
+    if optim_wrapper is None:
+        msg = f"param_scheduler = {shown(spec)}: there is no optimizer for it"
+        raise ConfigError(msg)
+    return build_param_schedulers(spec, optim_wrapper.optimizer, loop_by_epoch=True)
+
+
+class StepFunctions(NamedTuple):
+    """What a user gave instead of methods of the model."""
+
+    loss_fn: Callable[..., torch.Tensor] | None
+    train_step: Callable[..., Any] | None
+    val_step: Callable[..., Any] | None
+
+
+def build_train_loop(
+    context: LoopContext,
+    dataloader: Any,
+    functions: StepFunctions,
+    train_cfg: Mapping[str, Any] | None,
+    optim_wrapper: OptimWrapper | None,
+    val_loop: BaseLoop | None,
+) -> Any:
+    """Return the training loop, or None where the run does not train."""
+    if train_cfg is None or optim_wrapper is None:
+        return None
+    options = dict(train_cfg)
+    if options.pop("by_epoch", True) is not True:
+        msg = f"train_cfg.by_epoch = {train_cfg['by_epoch']!r}: training by iterations is not available yet"
+        raise NotImplementedError(msg)
+    step = train_step(context.model, optim_wrapper, functions.train_step, functions.loss_fn)
+    parts = {"context": context, "dataloader": dataloader, "step": step, "val_loop": val_loop}
+    return LOOPS.build({"type": "EpochBasedTrainLoop"} | options, path="train_cfg", given=parts)
+
+
+def build_evaluation_loop(
+    name: str, context: LoopContext, dataloader: Any, functions: StepFunctions, cfg: Mapping[str, Any] | None, evaluator: Any
+) -> Any:
+    """Return the loop called `name`, `val` or `test`, or None where there is no dataloader for it."""
+    if dataloader is None:
+        return None
+    parts = {
+        "context": context,
+        "dataloader": dataloader,
+        "step": evaluation_step(name, context.model, functions.val_step, functions.loss_fn),
+        "evaluation": Evaluation(build_evaluator(evaluator, f"{name}_evaluator"), context.device),
+    }
+    return LOOPS.build({"type": f"{name.title()}Loop"} | dict(cfg or {}), path=f"{name}_cfg", given=parts)

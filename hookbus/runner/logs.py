@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ("RunLogger",)
+__all__ = ("RunLogger", "unused_timestamp")
 
+import itertools
 import logging
 import sys
+import time
 from pathlib import Path
 
 from hookbus._config import shown
@@ -59,3 +61,10 @@ class RunLogger(logging.Logger):
         for handler in list(self.handlers):
             self.removeHandler(handler)
             handler.close()
+
+
+def unused_timestamp(work_dir: Path) -> str:
+    """Return the time of this start, with a number behind it where another start of the same second left its logs."""
+    second = time.strftime("%Y%m%d_%H%M%S")
+    others = (f"{second}_{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([second], others) if not (work_dir / name).exists())

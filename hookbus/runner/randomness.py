@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("rng_state", "seed_everything")
+__all__ = ("Randomness", "rng_state", "seed_everything")
 
 import random
 import secrets
@@ -10,6 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+
+
+class Randomness:
+    """The options of a runner's `randomness`."""
+
+    def __init__(self, seed: int | None = None, deterministic: bool = False) -> None: ...
 
 
 def seed_everything(seed: int | None = None, deterministic: bool = False) -> int:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 __all__ = ("Runner",)
 
-import itertools
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,38 +12,37 @@ from typing import Any, TypeVar
 
 import torch
 
-from hookbus._config import Constructor, refuse, shown
 from hookbus._named import check_name
 from hookbus._version import __version__
 from hookbus.bus import EventBus
 from hookbus.device import default_device, mover
 from hookbus.distributed import is_main_process, rank, world_size
 from hookbus.errors import ConfigError, RunEnded
-from hookbus.evaluation import Evaluation
 from hookbus.events import AfterLoadCheckpoint
 from hookbus.hub import MessageHub
 from hookbus.loops.base import BaseLoop, LoopContext
 from hookbus.mailbox import Acknowledgement
 from hookbus.priority import Priority, get_priority
 from hookbus.progress import Progress
-from hookbus.registry import LOOPS
 from hookbus.runner.assembly import (
+    StepFunctions,
     build_dataloader,
-    build_evaluator,
+    build_evaluation_loop,
     build_log_processor,
     build_optim_wrapper,
+    build_options,
+    build_schedulers,
+    build_train_loop,
     check_functions,
     check_model,
     check_phases,
 )
 from hookbus.runner.defaults import build_hook, build_hooks, check_subscribable
 from hookbus.runner.lifecycle import run_awaited, run_here
-from hookbus.runner.logs import RunLogger
-from hookbus.runner.randomness import seed_everything
+from hookbus.runner.logs import RunLogger, unused_timestamp
+from hookbus.runner.randomness import Randomness, seed_everything
 from hookbus.runner.residence import Residence
 from hookbus.runner.saving import Saver, SaveRequest
-from hookbus.schedulers import ParamScheduler, build_param_schedulers
-from hookbus.steps import evaluation_step, train_step
 from hookbus.training_thread import TookEffect, TrainingThread
 from hookbus.types import Backend, HookLike
 
@@ -140,26 +137,29 @@ class Runner:
         )
         self.work_dir = Path(work_dir)
         self.experiment_name = check_name(experiment_name or self.work_dir.resolve().name, "experiment_name")
-        self.timestamp = _timestamp(self.work_dir)
+        self.timestamp = unused_timestamp(self.work_dir)
         self.log_dir = self.work_dir / self.timestamp
         self.logger = RunLogger(self.experiment_name, log_level)
         self.log_processor = build_log_processor(log_processor)
         self.rank, self.world_size = rank(), world_size()
-        self.seed = _seed(randomness)
+        self.seed = seed_everything(**build_options(Randomness, randomness, "randomness"))
         self.device = torch.device(device) if device is not None else default_device()
         self.model = model.to(self.device)
         self.progress = Progress()
         self.optim_wrapper = build_optim_wrapper(optimizer, model)
-        self.param_schedulers = self._build_schedulers(param_scheduler)
+        self.param_schedulers = build_schedulers(param_scheduler, self.optim_wrapper)
         self.train_dataloader = build_dataloader(train_dataloader, "train_dataloader")
         self.val_dataloader = build_dataloader(val_dataloader, "val_dataloader")
         self.test_dataloader = build_dataloader(test_dataloader, "test_dataloader")
         self._hook_entries = build_hooks(default_hooks, custom_hooks)
-        self._context = LoopContext(self, self.model, self.progress, mover(self.device))
-        self._loss_fn, self._train_step, self._val_step = loss_fn, train_step, val_step
-        self.val_loop = self._build_evaluation_loop("val", val_cfg, val_evaluator)
-        self.test_loop = self._build_evaluation_loop("test", test_cfg, test_evaluator or val_evaluator)
-        self.train_loop = self._build_train_loop(train_cfg)
+        self._context = LoopContext(self, self.model, self.progress, self.device, mover(self.device))
+        functions = StepFunctions(loss_fn, train_step, val_step)
+        test_evaluator = test_evaluator if test_evaluator is not None else val_evaluator
+        self.val_loop = build_evaluation_loop("val", self._context, self.val_dataloader, functions, val_cfg, val_evaluator)
+        self.test_loop = build_evaluation_loop("test", self._context, self.test_dataloader, functions, test_cfg, test_evaluator)
+        self.train_loop = build_train_loop(
+            self._context, self.train_dataloader, functions, train_cfg, self.optim_wrapper, self.val_loop
+        )
         self._saver = Saver(self)
         self._load_from = load_from
         self._running: str | None = None
@@ -396,55 +396,3 @@ class Runner:
         }
         (self.log_dir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         self.logger.info("%s of %r on %s, seed %d, logs in %s", name, self.experiment_name, self.device, self.seed, self.log_dir)
-
-    # --- assembly -----------------------------------------------------------------------------------------------------
-
-    def _build_schedulers(self, spec: Any) -> list[ParamScheduler]:
-        if spec is None:
-            return []
-        if self.optim_wrapper is None:
-            msg = f"param_scheduler = {shown(spec)}: there is no optimizer for it"
-            raise ConfigError(msg)
-        return build_param_schedulers(spec, self.optim_wrapper.optimizer, loop_by_epoch=True)
-
-    def _build_train_loop(self, train_cfg: Mapping[str, Any] | None) -> Any:
-        if train_cfg is None or self.optim_wrapper is None:
-            return None
-        options = dict(train_cfg)
-        if options.pop("by_epoch", True) is not True:
-            msg = f"train_cfg.by_epoch = {train_cfg['by_epoch']!r}: training by iterations is not available yet"
-            raise NotImplementedError(msg)
-        step = train_step(self.model, self.optim_wrapper, self._train_step, self._loss_fn)
-        parts = {"context": self._context, "dataloader": self.train_dataloader, "step": step, "val_loop": self.val_loop}
-        return LOOPS.build({"type": "EpochBasedTrainLoop"} | options, path="train_cfg", given=parts)
-
-    def _build_evaluation_loop(self, name: str, cfg: Mapping[str, Any] | None, evaluator: Any) -> Any:
-        dataloader = getattr(self, f"{name}_dataloader")
-        if dataloader is None:
-            return None
-        parts = {
-            "context": self._context,
-            "dataloader": dataloader,
-            "step": evaluation_step(name, self.model, self._val_step, self._loss_fn),
-            "evaluation": Evaluation(build_evaluator(evaluator, f"{name}_evaluator"), self.device),
-        }
-        return LOOPS.build({"type": f"{name.title()}Loop"} | dict(cfg or {}), path=f"{name}_cfg", given=parts)
-
-
-def _timestamp(work_dir: Path) -> str:
-    """Return the time of this start, with a number behind it where another start of the same second left its logs."""
-    second = time.strftime("%Y%m%d_%H%M%S")
-    others = (f"{second}_{number}" for number in itertools.count(2))
-    return next(name for name in itertools.chain([second], others) if not (work_dir / name).exists())
-
-
-def _seed(randomness: Mapping[str, Any] | None) -> int:
-    arguments, problems = Constructor.of(_Randomness).fit(dict(randomness or {}), "randomness", given={}, extra_keys=())
-    refuse(problems)
-    return seed_everything(**arguments)
-
-
-class _Randomness:
-    """The options of `randomness`."""
-
-    def __init__(self, seed: int | None = None, deterministic: bool = False) -> None: ...

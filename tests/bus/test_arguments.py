@@ -63,7 +63,7 @@ def test_a_dispatcher_that_swaps_arguments_is_found_out(monkeypatch: pytest.Monk
         plan = bind_arguments(handler, event_type, name)
         return CallPlan(", ".join(reversed(plan.arguments.split(", "))), plan.live_names)
 
-    monkeypatch.setattr("hookbus.bus.event_bus.bind_arguments", swapped)
+    monkeypatch.setattr("hookbus.bus.checks.bind_arguments", swapped)
     with pytest.raises(AssertionError):
         check_by_name(everything)
 
