@@ -231,7 +231,10 @@ class BeforeTrainEpoch(EpochEvent):
 
 
 class BeforeTrainIter(IterEvent):
-    """A batch has arrived and is on its device; it may be changed in place."""
+    """A batch has arrived and is on its device; it may be changed in place.
+
+    What is recorded in the hub here becomes visible to others with the rest of the iteration.
+    """
 
     data_time: float
     """Seconds that the loop waited for this batch."""

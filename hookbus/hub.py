@@ -143,10 +143,12 @@ class MessageHub:
                 self._await_device(key, numbers.pop(key), 1)
             else:
                 numbers[key] = as_number(key, value)
+        if not numbers:
+            return
         if get_ident() == self._owner and not self._groups_of_owner:  # the hot path, without a further call
             self._log.append((numbers, 1, self.step))
             self.dirty = True
-        elif numbers:
+        else:
             self._write_all([(numbers, 1, self.step)])
 
     def update_info(self, key: str, value: Any, resumed: bool = True) -> None:
