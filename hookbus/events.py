@@ -231,10 +231,7 @@ class BeforeTrainEpoch(EpochEvent):
 
 
 class BeforeTrainIter(IterEvent):
-    """A batch has arrived and is on its device; it may be changed in place.
-
-    What is recorded in the hub here becomes visible to others with the rest of the iteration.
-    """
+    """A batch has arrived and is on its device; it may be changed in place."""
 
     data_time: float
     """Seconds that the loop waited for this batch."""
