@@ -49,11 +49,6 @@ class NamedInstances(Generic[T]):
                 found = self._known[name] = self._waiting[name] = make()
             return found
 
-    def find(self, name: str) -> T | None:
-        """Return the instance of that name, if there is one."""
-        with self._lock:
-            return self._known.get(name)
-
     def adopt(self, name: str, make: Callable[[], T], *, is_free: Callable[[T], bool], is_live: Callable[[T], bool]) -> T:
         """Return the instance that a new run is to use; it is no longer held here.
 

@@ -1,11 +1,11 @@
-"""The glossary: aliases and protocols that several parts of hookbus share."""
+"""The glossary: aliases that several parts of hookbus share."""
 
 from __future__ import annotations
 
-__all__ = ("Backend", "Handler", "HookLike", "Live", "Mode", "Scalar", "Stateful")
+__all__ = ("Backend", "Handler", "HookLike", "Live", "Mode", "Scalar")
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, TypeAlias
 
 Mode: TypeAlias = Literal["train", "val", "test"]
 """Which part of a run an event belongs to."""
@@ -24,16 +24,3 @@ Live: TypeAlias = Mapping[str, Any]
 
 Scalar: TypeAlias = Any
 """A Python or numpy number, or a tensor of one element."""
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """Anything whose state goes into checkpoints."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as nested plain values and tensors."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state that `state_dict` returned."""
-        ...

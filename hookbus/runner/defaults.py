@@ -72,7 +72,10 @@ def build_hook(spec: object, path: str) -> HookEntry:
     hook = HOOKS.build(spec, path=path, extra_keys=("priority",))
     refuse(_check(hook, path))
     priority = spec.get("priority")
-    return HookEntry(hook, None if priority is None else get_priority(priority))
+    try:
+        return HookEntry(hook, None if priority is None else get_priority(priority))
+    except ConfigError as error:
+        raise ConfigError(f"{path}.priority: {error}") from None
 
 
 def _check(hook: object, path: str) -> list[str]:
