@@ -27,24 +27,18 @@ def as_number(key: str, value: Any) -> float:
     Raises:
         ConfigError: it is not one number.
     """
-    if isinstance(value, (int, float)):  # a tuple is quicker than int | float
-        return float(value)
-    if _number_of_elements(value) == 1:
-        number = value.item()
-        if isinstance(number, (int, float)):
-            return float(number)
+    item = getattr(value, "item", None)
+    try:
+        number = value if item is None else item()
+    except (RuntimeError, TypeError, ValueError) as error:  # asking for the number of elements first costs as much again
+        raise ConfigError(_refusal(key, value)) from error
+    if isinstance(number, (int, float)):  # a tuple is quicker than int | float
+        return float(number)
     raise ConfigError(_refusal(key, value))
 
 
 def _refusal(key: str, value: Any) -> str:
     return f"{key!r} must be recorded as a number or a tensor of one element, got {_describe(value)}"
-
-
-def _number_of_elements(value: Any) -> int:
-    if not hasattr(value, "item"):
-        return 0
-    count = value.numel() if hasattr(value, "numel") else value.size
-    return int(count)
 
 
 def _describe(value: Any) -> str:

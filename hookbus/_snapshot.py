@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ("INFO", "MISSING", "Entry", "Snapshot", "apply_info", "apply_scalars")
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -21,8 +21,8 @@ MISSING: Any = object()
 """In the place of a piece of information that was removed."""
 
 
-Entry = tuple[Mapping[str, Any], int, int]
-"""A log entry, a plain tuple for speed: values by key, their count, their step; with count `INFO` pieces of information."""
+Entry = tuple[str, Any, int, int]
+"""A log entry, a plain tuple for speed: a key, its value, its count and its step; with count `INFO` a piece of information."""
 
 INFO = 0
 
@@ -41,8 +41,7 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False):
     def runtime_info(self) -> dict[str, Any]:
         """Every piece of information by its key."""
         info = dict(self._info)
-        for entry in self._log[: self._length]:
-            apply_info(info, entry)
+        apply_info(info, self._log[: self._length])
         return info
 
     @property
@@ -59,10 +58,9 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False):
 
     def get_info(self, key: str, default: Any = None) -> Any:
         """Return a piece of information, or `default` where there is none."""
-        for entry in reversed(self._log[: self._length]):
-            values, count, _ = entry
-            if count == INFO and key in values:
-                return default if values[key] is MISSING else values[key]
+        for written, value, count, _ in reversed(self._log[: self._length]):
+            if written == key and count == INFO:
+                return default if value is MISSING else value
         return self._info.get(key, default)
 
     def get_scalar(self, key: str) -> HistoryBuffer:
@@ -72,41 +70,32 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False):
             MetricNotFound: nothing was recorded under that key.
         """
         known = self._buffers.get(key)
-        log = self._log[: self._length]
-        rows = [(values[key], count, step) for values, count, step in log if key in values and count != INFO]
-        if known is None and not rows:
+        read = {} if known is None else {key: known.view()}
+        apply_scalars(read, [entry for entry in self._log[: self._length] if entry[0] == key])
+        if not read:
             msg = f"no scalar {key!r} in the message hub; {choices(key, self.log_scalars)}"
             raise MetricNotFound(msg)
-        buffer = HistoryBuffer() if known is None else known.view()
-        if rows:
-            buffer.extend(*zip(*rows, strict=True))
-        return buffer
+        return read[key]
 
 
-def apply_info(info: dict[str, Any], entry: Entry) -> None:
-    """Carry out the information of a log entry on a dict."""
-    values, count, _ = entry
-    if count != INFO:
-        return
-    for key, value in values.items():
+def apply_info(info: dict[str, Any], entries: Iterable[Entry]) -> None:
+    """Carry out the information of log entries on a dict."""
+    for key, value, count, _ in entries:
+        if count != INFO:
+            continue
         if value is MISSING:
             info.pop(key, None)
         else:
             info[key] = value
 
 
-def apply_scalars(buffers: dict[str, HistoryBuffer], entries: Sequence[Entry]) -> None:
+def apply_scalars(buffers: dict[str, HistoryBuffer], entries: Iterable[Entry]) -> None:
     """Append the scalars of log entries to buffers, in one go per key."""
-    columns: defaultdict[str, tuple[list[float], list[int], list[int]]] = defaultdict(lambda: ([], [], []))
-    for written, count, step in entries:
-        if count == INFO:
-            continue
-        for key, value in written.items():
-            values, counts, steps = columns[key]
-            values.append(value)
-            counts.append(count)
-            steps.append(step)
-    for key, (values, counts, steps) in columns.items():
+    rows: defaultdict[str, list[Any]] = defaultdict(list)
+    for entry in entries:
+        if entry[2] != INFO:
+            rows[entry[0]].extend(entry)  # flat, because slices of a long list are the quickest way to its columns
+    for key, flat in rows.items():
         if key not in buffers:
             buffers[key] = HistoryBuffer()
-        buffers[key].extend(values, counts, steps)
+        buffers[key].extend(flat[1::4], flat[2::4], flat[3::4])

@@ -1,8 +1,8 @@
 """The history of one scalar: appending is O(1) for ever, and older views are never disturbed.
 
-Values, counts and steps lie in flat arrays of doubles and integers that grow by doubling. Only the buffer that owns
-them writes to them, and only behind the end of every view it has given out, so a view needs no lock. What is
-recorded into a view goes to a tail of its own.
+Values, counts and steps lie in chunks of flat arrays, which are never moved: a longer history has more of them, and one
+that keeps no more drops the oldest. Only the buffer that owns the chunks writes to them, and only behind the end of
+every view it has given out, so a view needs no lock. What is recorded into a view goes to a tail of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ("HistoryBuffer",)
 
 import math
+import struct
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -20,14 +21,33 @@ S = TypeVar("S", bound=Callable[..., Any])
 
 _Columns = tuple["array[Any]", "array[Any]", "array[Any]"]
 
-_FIRST_CAPACITY = 64
+_SMALLEST_CHUNK = 64
+_LARGEST_CHUNK = 16_384
 _VALUES, _COUNTS, _STEPS = range(3)
+_BYTES = 8
+"""What one number takes, in each of the columns."""
 
 
 def _columns(capacity: int) -> _Columns:
-    """Return empty storage: values, counts and steps."""
-    empty = bytes(8 * capacity)
+    """Return empty columns: values, counts and steps."""
+    empty = bytes(_BYTES * capacity)
     return array("d", empty), array("q", empty), array("q", empty)
+
+
+def _write(columns: _Columns, place: int, values: Sequence[float], counts: Sequence[int], steps: Sequence[int]) -> None:
+    numbers = len(values)
+    stored_values, stored_counts, stored_steps = columns
+    try:  # packing takes half the time of making arrays first
+        struct.pack_into(f"{numbers}d", stored_values, _BYTES * place, *values)
+        struct.pack_into(f"{numbers}q", stored_counts, _BYTES * place, *counts)
+        struct.pack_into(f"{numbers}q", stored_steps, _BYTES * place, *steps)
+    except struct.error:
+        _arrays(values, counts, steps)  # says better what is wrong
+        raise
+
+
+def _arrays(values: Sequence[float], counts: Sequence[int], steps: Sequence[int]) -> _Columns:
+    return array("d", values), array("q", counts), array("q", steps)
 
 
 class HistoryBuffer:
@@ -46,7 +66,7 @@ class HistoryBuffer:
 
     _statistics: ClassVar[dict[str, Callable[..., Any]]] = {}
 
-    __slots__ = ("_max_length", "_owns", "_start", "_stop", "_stored", "_tail", "num_updates")
+    __slots__ = ("_chunks", "_filled", "_max_length", "_owns", "_tail", "num_updates")
 
     def __init__(self, log_history: Iterable[float] = (), count_history: Iterable[int] = (), max_length: int = 1_000_000) -> None:
         if max_length < 1:
@@ -55,16 +75,17 @@ class HistoryBuffer:
         values = [float(value) for value in log_history]
         counts = [int(count) for count in count_history] or [1] * len(values)
         self._max_length = max_length
-        self._stored = _columns(_FIRST_CAPACITY)
+        self._chunks: tuple[_Columns, ...] = (_columns(_SMALLEST_CHUNK),)
+        self._filled = 0
+        """How much of the newest chunk is filled; the others are full."""
         self._tail = _columns(0)
-        self._start = self._stop = 0
         self._owns = True
         self.num_updates = 0
         """How many values were ever recorded, those beyond `max_length` included."""
         self.extend(values, counts, list(range(len(values))))
 
     def __len__(self) -> int:
-        return min(self._stop - self._start + len(self._tail[0]), self._max_length)
+        return min(self.num_updates, self._max_length)
 
     def __repr__(self) -> str:
         newest = f", newest {self.current():g}" if len(self) else ""
@@ -74,14 +95,12 @@ class HistoryBuffer:
 
     def update(self, value: float, count: int = 1, step: int | None = None) -> None:
         """Append one value; `step` is the iteration it belongs to, by default the number of values so far."""
-        end = self._stop
-        if self._owns and end < len(self._stored[0]):
-            values, counts, steps = self._stored
+        end = self._filled
+        values, counts, steps = self._chunks[-1]
+        if self._owns and end < len(values):
             values[end], counts[end], steps[end] = value, count, self.num_updates if step is None else step
-            self._stop = end + 1
+            self._filled = end + 1
             self.num_updates += 1
-            if end - self._start >= self._max_length:
-                self._start += 1
         else:
             self.extend([value], [count], [self.num_updates if step is None else step])
 
@@ -94,40 +113,49 @@ class HistoryBuffer:
         if not len(values) == len(counts) == len(steps):
             msg = f"values, counts and steps must be of one length, got {len(values)}, {len(counts)} and {len(steps)}"
             raise ConfigError(msg)
-        rows = (array("d", values), array("q", counts), array("q", steps))
         if self._owns:
-            self._append(rows, len(values))
-        else:  # the storage belongs to another buffer
+            self._append(values, counts, steps)
+        else:  # the chunks belong to another buffer
+            new_values, new_counts, new_steps = _arrays(values, counts, steps)
             values_tail, counts_tail, steps_tail = self._tail
-            self._tail = (values_tail + rows[0], counts_tail + rows[1], steps_tail + rows[2])
+            self._tail = (values_tail + new_values, counts_tail + new_counts, steps_tail + new_steps)
         self.num_updates += len(values)
-        excess = self._stop - self._start + len(self._tail[0]) - self._max_length
-        self._start = min(self._stop, self._start + max(0, excess))
 
     def view(self) -> HistoryBuffer:
-        """Return the buffer as it stands, unaffected by what is recorded later; the storage is shared."""
+        """Return the buffer as it stands, unaffected by what is recorded later; the chunks are shared."""
         view: HistoryBuffer = object.__new__(HistoryBuffer)
-        view._stored, view._tail, view._owns = self._stored, self._tail, False
-        view._start, view._stop, view._max_length = self._start, self._stop, self._max_length
-        view.num_updates = self.num_updates
+        view._owns = False
+        view._chunks, view._filled, view._tail = self._chunks, self._filled, self._tail
+        view._max_length, view.num_updates = self._max_length, self.num_updates
         return view
 
-    def _append(self, rows: _Columns, number: int) -> None:
-        end = self._stop + number
-        if end > len(self._stored[0]):
-            self._move(number)
-            end = self._stop + number
-        for column, new in zip(self._stored, rows, strict=True):
-            column[self._stop : end] = new
-        self._stop = end
+    def _append(self, values: Sequence[float], counts: Sequence[int], steps: Sequence[int]) -> None:
+        """Write into the chunks; they count as filled only when everything was accepted."""
+        number, newest = len(values), self._chunks[-1]
+        room = len(newest[0]) - self._filled
+        if number <= room:
+            _write(newest, self._filled, values, counts, steps)
+            self._filled += number
+            return
+        _write(newest, self._filled, values[:room], counts[:room], steps[:room])
+        chunks, place, size = [*self._chunks], room, len(newest[0])
+        while place < number:
+            size = min(2 * size, _LARGEST_CHUNK)
+            part = slice(place, place + size)
+            chunks.append(_columns(size))
+            _write(chunks[-1], 0, values[part], counts[part], steps[part])
+            place += size
+        self._chunks, self._filled = tuple(chunks), size - (place - number)
+        self._drop_old_chunks()
 
-    def _move(self, number: int) -> None:
-        """Move what is kept into larger columns; the old ones stay as they are for their views."""
-        kept = self._stop - self._start
-        larger = _columns(max(_FIRST_CAPACITY, 2 * (kept + number)))
-        for new, old in zip(larger, self._stored, strict=True):
-            new[:kept] = old[self._start : self._stop]
-        self._stored, self._start, self._stop = larger, 0, kept
+    def _drop_old_chunks(self) -> None:
+        lengths = [len(values) for values, _, _ in self._chunks]
+        needless = sum(lengths[:-1]) + self._filled - self._max_length
+        first = 0
+        while lengths[first] <= needless:
+            needless -= lengths[first]
+            first += 1
+        self._chunks = self._chunks[first:]
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -178,10 +206,27 @@ class HistoryBuffer:
         if window is not None and window < 1:
             msg = f"window must be at least 1, got {window}"
             raise ConfigError(msg)
-        window = self._max_length if window is None else min(window, self._max_length)
-        tail = self._tail[index][-window:]
-        first = max(self._start, self._stop - (window - len(tail)))
-        return [*self._stored[index][first : self._stop], *tail]
+        missing = len(self) if window is None else min(window, len(self))
+        column, end, tail = self._chunks[-1][index], self._filled, self._tail[index]
+        if missing <= len(tail):
+            return tail[len(tail) - missing :].tolist()
+        missing -= len(tail)
+        if missing <= end:
+            return [*column[end - missing : end], *tail]
+        return [*self._end_of_full_chunks(index, missing - end), *column[:end], *tail]
+
+    def _end_of_full_chunks(self, index: int, missing: int) -> array[Any]:
+        pieces: list[array[Any]] = []
+        for columns in reversed(self._chunks[:-1]):
+            column = columns[index]
+            pieces.append(column[max(0, len(column) - missing) :])
+            missing -= len(pieces[-1])
+            if not missing:
+                break
+        joined = pieces.pop()
+        for piece in reversed(pieces):
+            joined.extend(piece)
+        return joined
 
     def statistics(self, name: str, *args: Any, **options: Any) -> Any:
         """Return a statistic by name: `mean`, `max`, `min`, `current` or a registered one.

@@ -9,8 +9,9 @@ while it waits. Without a run, each update is committed at once, under the lock.
 
 from __future__ import annotations
 
-__all__ = ("MessageHub", "Snapshot")
+__all__ = ("HubCopy", "MessageHub", "Snapshot")
 
+import os
 import threading
 from _thread import get_ident
 from collections import deque
@@ -21,6 +22,7 @@ from copy import deepcopy
 from typing import Any, TypeVar
 
 from hookbus._current import current_hub, current_writing
+from hookbus._hub_copy import HubState, Unwritable
 from hookbus._named import NamedInstances, check_name
 from hookbus._scalars import DeviceScalars, as_number, on_device
 from hookbus._snapshot import INFO, MISSING, Entry, Snapshot, apply_info, apply_scalars
@@ -31,7 +33,7 @@ from hookbus.types import Scalar
 
 T = TypeVar("T")
 
-FOLD_AFTER = 128
+FOLD_AFTER = 512
 """Log entries after which the writer folds; bounds what a reader has to fold privately."""
 HISTORY_IN_CHECKPOINT = 10_000
 """Newest entries per key that go into a checkpoint."""
@@ -70,6 +72,18 @@ class MessageHub:
         state = "live" if self._owner is not None else "ended" if self.ended else "idle"
         return f"<MessageHub {self.name!r}, {state}, version {self._committed.version}>"
 
+    def __reduce__(self) -> tuple[Callable[[HubState], MessageHub], tuple[HubState]]:
+        """Pickle what is known by now; what is unpickled can be read and nothing else, see `HubCopy`."""
+        return HubCopy.of, (self.portable(),)
+
+    def portable(self) -> HubState:
+        """Return what another process gets to know: the newest part of each history, and information that can be pickled."""
+        return HubState.of(self.name, self._visible(), without=MessageHub)
+
+    def __deepcopy__(self, memo: object) -> MessageHub:
+        """Return the hub itself, which a copy of a model shares with the model."""
+        return self
+
     # --- finding hubs -------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -96,6 +110,12 @@ class MessageHub:
         raise RunEnded(msg)
 
     @classmethod
+    def live_names(cls) -> list[str]:
+        """Return the names of the live runs of this process."""
+        with _live_lock:
+            return sorted(_live)
+
+    @classmethod
     def for_run(cls, name: str) -> MessageHub:
         """Return the hub for a new run of that name: one prepared for it, or a fresh one. No other run will get it."""
         hub = _hubs.adopt(
@@ -118,16 +138,21 @@ class MessageHub:
         Raises:
             ConfigError: the value is not one number.
         """
-        self._remember_resumed(key, resumed)
         if not isinstance(count, int) or count < 1:
             msg = f"count must be a whole number of at least 1, got {count!r} for {key!r}"
             raise ConfigError(msg)
-        if type(value) is float:
-            self._write(({key: value}, count, self.step))
-        elif on_device(value):
-            self._await_device(key, value, count)
+        if not resumed or self._not_resumed:
+            self._remember_resumed(key, resumed)
+        if type(value) is not float:
+            if on_device(value):
+                self._await_device(key, value, count)
+                return
+            value = as_number(key, value)
+        if get_ident() == self._owner and not self._groups_of_owner:  # the hot path, without a further call
+            self._log.append((key, value, count, self.step))
+            self.dirty = True
         else:
-            self._write(({key: as_number(key, value)}, count, self.step))
+            self._write([(key, value, count, self.step)])
 
     def update_scalars(self, values: Mapping[str, Scalar]) -> None:
         """Append one value to each of several histories; they appear in one version.
@@ -135,43 +160,41 @@ class MessageHub:
         Raises:
             ConfigError: a value is not one number.
         """
-        numbers = dict(values)
+        step = self.step
+        entries: list[Entry] = []
+        awaited: list[tuple[str, Scalar]] = []
         for key, value in values.items():
             if type(value) is float:
-                continue
-            if on_device(value):
-                self._await_device(key, numbers.pop(key), 1)
+                entries.append((key, value, 1, step))
+            elif on_device(value):
+                awaited.append((key, value))
             else:
-                numbers[key] = as_number(key, value)
-        if not numbers:
-            return
-        if get_ident() == self._owner and not self._groups_of_owner:  # the hot path, without a further call
-            self._log.append((numbers, 1, self.step))
-            self.dirty = True
-        else:
-            self._write_all([(numbers, 1, self.step)])
+                entries.append((key, as_number(key, value), 1, step))
+        for key, value in awaited:
+            self._await_device(key, value, 1)
+        if entries:
+            self._write(entries)
 
     def update_info(self, key: str, value: Any, resumed: bool = True) -> None:
         """Set a piece of information; the value must not be changed afterwards."""
         if not resumed or self._not_resumed:
             self._remember_resumed(key, resumed)
-        entry = ({key: value}, INFO, self.step)
         if get_ident() == self._owner and not self._groups_of_owner:  # the hot path, without a further call
-            self._log.append(entry)
+            self._log.append((key, value, INFO, self.step))
             self.dirty = True
         else:
-            self._write_all([entry])
+            self._write([(key, value, INFO, self.step)])
 
     def update_info_dict(self, values: Mapping[str, Any], resumed: bool = True) -> None:
         """Set several pieces of information; they appear in one version."""
         for key in values:
             self._remember_resumed(key, resumed)
-        self._write((dict(values), INFO, self.step))
+        self._write([(key, value, INFO, self.step) for key, value in values.items()])
 
     def pop_info(self, key: str, default: Any = None) -> Any:
         """Remove a piece of information and return it, or `default` where there was none."""
         value = self.get_info(key, default)
-        self._write(({key: MISSING}, INFO, self.step))
+        self._write([(key, MISSING, INFO, self.step)])
         return value
 
     @contextmanager
@@ -188,7 +211,7 @@ class MessageHub:
             self._groups_of_owner -= by_owner
             entries = group.close()
         if entries:
-            self._write_all(entries)
+            self._write(entries)
 
     def _remember_resumed(self, key: str, resumed: bool) -> None:
         if not resumed:
@@ -200,14 +223,12 @@ class MessageHub:
         self._on_device.add(key, value, count, self.step)
         self._awaits_device = self.dirty = True
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entries: list[Entry]) -> None:
+        """Take entries over, all in one version."""
         if get_ident() == self._owner and not self._groups_of_owner:  # the hot path
-            self._log.append(entry)
+            self._log.extend(entries)
             self.dirty = True
-        else:
-            self._write_all([entry])
-
-    def _write_all(self, entries: list[Entry]) -> None:
+            return
         group = _group.get()
         while group is not None:
             if group.hub is self and group.add(entries):
@@ -236,26 +257,35 @@ class MessageHub:
 
     def commit(self, *, fold: bool = False) -> None:
         """Make everything written so far visible as one version; during a run only its thread does."""
-        self._lock.acquire()  # a with statement costs twice as much
-        try:
-            if get_ident() != self._owner and self._owner is not None:
-                return
+        if get_ident() == self._owner:
             self.dirty = False  # before looking: what arrives from here on is for the next commit
-            while self._inbox:
-                self._log.extend(self._inbox.popleft())
-            if self._awaits_device:
-                self._receive(wait=False)
             log, previous = self._log, self._committed
-            if not fold and len(log) < FOLD_AFTER and log is previous._log:
-                info, buffers = previous._info, previous._buffers
-            else:
-                info, buffers = self._fold()
-                log = self._log
-            self._committed = Snapshot(previous.version + 1, info, buffers, log, len(log))
-            if self.waiters.asking:
-                self.waiters.notify()
-        finally:
-            self._lock.release()
+            length = len(log)
+            if log is previous._log and length < FOLD_AFTER and not (fold or self._inbox or self._awaits_device):
+                # Nothing but a longer log; the lock is for those who exchange it.
+                self._committed = Snapshot(previous.version + 1, previous._info, previous._buffers, log, length)
+                if self.waiters.asking:
+                    self.waiters.notify()
+                return
+        with self._lock:
+            if self._owner is None or get_ident() == self._owner:
+                self._commit(fold=fold)
+
+    def _commit(self, *, fold: bool) -> None:
+        self.dirty = False  # before looking, as above
+        while self._inbox:
+            self._log.extend(self._inbox.popleft())
+        if self._awaits_device:
+            self._receive(wait=False)
+        log, previous = self._log, self._committed
+        if not fold and len(log) < FOLD_AFTER and log is previous._log:
+            info, buffers = previous._info, previous._buffers
+        else:
+            info, buffers = self._fold()
+            log = self._log
+        self._committed = Snapshot(previous.version + 1, info, buffers, log, len(log))
+        if self.waiters.asking:
+            self.waiters.notify()
 
     def flush(self) -> None:
         """Wait for the values that are still on a device, and commit; for the writer only."""
@@ -268,15 +298,14 @@ class MessageHub:
         if wait or self._on_device.is_due():
             self._on_device.send()
         for key, value, count, step in self._on_device.land(wait=wait):
-            self._log.append(({key: value}, count, step))
+            self._log.append((key, value, count, step))
         if self._on_device:
             self._awaits_device = self.dirty = True  # look again after the next publish
 
     def _fold(self) -> tuple[dict[str, Any], dict[str, HistoryBuffer]]:
         """Fold the log into the writer's own state; return copies of it that readers may keep."""
         log, self._log = self._log, []  # readers of older versions keep the old one
-        for entry in log:
-            apply_info(self._info, entry)
+        apply_info(self._info, log)
         apply_scalars(self._buffers, log)
         return dict(self._info), {key: buffer.view() for key, buffer in self._buffers.items()}
 
@@ -447,6 +476,46 @@ def _restored(key: str, columns: tuple[list[float], list[int], list[int]]) -> Hi
         raise ConfigError(msg) from error
     return buffer
 
+
+class HubCopy(Unwritable, MessageHub):
+    """What the hub of a run is in other processes: readable as of the moment it was copied; anything else raises."""
+
+    def __init__(self, name: str, snapshot: Snapshot) -> None:
+        super().__init__(name)
+        self._committed = snapshot
+
+    def __repr__(self) -> str:
+        return f"<MessageHub {self.name!r}, a copy of version {self._committed.version}>"
+
+    @classmethod
+    def of(cls, state: HubState) -> HubCopy:
+        """Return a copy of the hub that a state was taken from."""
+        return cls(state.name, state.restored())
+
+    def stand_in(self) -> None:
+        """Be the hub that everybody in this process finds, by name or as the current one."""
+        with _live_lock:
+            _live.clear()
+            _live[self.name] = self
+        _hubs.register(self.name, self)
+        current_hub.set(self)
+
+
+def _after_fork() -> None:
+    """Leave a forked child no lock that a thread of its parent held, and copies of the runs, which go on in the parent."""
+    global _live_lock
+    _live_lock = threading.Lock()
+    _hubs.renew_lock()
+    for hub in _hubs.known():
+        hub._lock = threading.RLock()
+    for hub in _live.values():
+        copy = HubCopy(hub.name, hub._committed)
+        hub.__class__ = HubCopy  # whoever holds the hub, such as a dataset, now holds a copy
+        vars(hub).update(vars(copy))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 _group: ContextVar[_Group | None] = ContextVar("hookbus_group", default=None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import pickle
 import random
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hookbus.errors import ConfigError
-from hookbus.history import HistoryBuffer
+from hookbus.history import _LARGEST_CHUNK, HistoryBuffer
 
 
 def make_history(*values: float, max_length: int = 1_000_000) -> HistoryBuffer:
@@ -133,6 +132,23 @@ def test_what_is_no_number_is_refused_and_leaves_nothing(value: Any) -> None:
     assert history.num_updates == 1
     history.update(3.0)
     assert history.data == ([1.0, 3.0], [1, 1])
+
+
+@pytest.mark.parametrize("room", [0, 1, 64])
+@pytest.mark.parametrize("place", [0, 5])
+def test_many_values_of_which_one_is_no_number_leave_nothing(room: int, place: int) -> None:
+    """Whether they fit into the storage or not; the text says what was wrong."""
+    history = make_history(*range(64 - room))
+    values: list[Any] = [1.0] * 10
+    values[place] = None
+    before = history.newest()
+    with pytest.raises(TypeError, match="real number"):
+        history.extend(values, [1] * 10, [0] * 10)
+    with pytest.raises(TypeError, match="integer"):
+        history.extend([1.0] * 10, values, [0] * 10)
+    assert (history.newest(), history.num_updates) == (before, 64 - room)
+    history.update(9.0, step=7)
+    assert history.newest(1) == ([9.0], [1], [7])
 
 
 def test_columns_of_different_lengths_are_refused() -> None:
@@ -258,38 +274,40 @@ def test_an_unknown_statistic_is_refused_with_the_nearest_name() -> None:
         make_history(1.0).statistics("maen")
 
 
-def test_storage_grows_by_doubling_only() -> None:
-    """A hundred thousand values move the storage a dozen times, and never shrink or copy it in between."""
+def test_a_history_grows_without_moving_what_it_holds() -> None:
+    """A hundred thousand values are some chunks that double in length up to a limit; none is ever replaced."""
     history = HistoryBuffer()
-    capacities = [len(history._stored[0])]
-    moves = 0
-    stored = history._stored
+    seen: list[Any] = []
     for value in range(100_000):
         history.update(value)
-        if history._stored is not stored:
-            stored, moves = history._stored, moves + 1
-            capacities.append(len(stored[0]))
-    assert moves <= 12
-    assert all(after >= 2 * before for before, after in itertools.pairwise(capacities))
-    assert [len(column) for column in stored] == [capacities[-1]] * 3
+        if len(history._chunks) > len(seen):
+            seen.append(history._chunks[-1])
+    lengths = [len(values) for values, _, _ in seen]
+    assert lengths == [min(64 * 2**place, _LARGEST_CHUNK) for place in range(len(lengths))]
+    assert sum(lengths) < 100_000 + _LARGEST_CHUNK
+    assert all(chunk is before for chunk, before in zip(history._chunks, seen, strict=True))
 
 
-def test_a_full_history_moves_its_storage_once_per_many_values() -> None:
-    """Where old values go, the storage neither grows nor is copied for each new one."""
-    history = HistoryBuffer(max_length=1000)
-    stored, moves = history._stored, 0
-    for value in range(50_000):
-        history.update(value)
-        if history._stored is not stored:
-            stored, moves = history._stored, moves + 1
-    assert moves <= 60
-    assert len(stored[0]) <= 2 * 1001
+@pytest.mark.parametrize("max_length", [1, 1000, 50_000])
+@pytest.mark.parametrize("at_once", [1, 7, 20_000])
+def test_a_full_history_takes_no_more_room(max_length: int, at_once: int) -> None:
+    """Beyond what is kept there is less than the oldest chunk, and a newest one that is not full yet."""
+    history = HistoryBuffer(max_length=max_length)
+    for begin in range(0, 140_000, at_once):
+        steps = range(begin, begin + at_once)
+        if at_once == 1:
+            history.update(float(begin))
+        else:
+            history.extend([float(step) for step in steps], [1] * at_once, steps)
+        assert sum(len(values) for values, _, _ in history._chunks) < max_length + 2 * _LARGEST_CHUNK
+    assert len(history) == max_length
+    assert history.steps == list(range(history.num_updates - max_length, history.num_updates))
 
 
 def test_views_share_the_storage() -> None:
     """A view costs the same whatever the length of the history."""
     history = HistoryBuffer(range(10_000))
-    assert history.view()._stored is history._stored
+    assert history.view()._chunks is history._chunks
 
 
 Column = list[tuple[float, int, int]]

@@ -150,6 +150,14 @@ def test_what_is_not_one_number_is_refused_by_key(value: Any) -> None:
     assert hub.snapshot().version == 0
 
 
+def test_a_refused_update_leaves_nothing_on_its_way_from_a_device_either() -> None:
+    """A value on a device that stood before the refused one is not recorded later."""
+    with live(MessageHub()) as hub:
+        with pytest.raises(ConfigError, match="'loss' must be recorded as a number"):
+            hub.update_scalars({"far": torch.empty((), device="meta"), "loss": "3"})
+        assert not hub.dirty
+
+
 @pytest.mark.parametrize("count", [0, -1, 2.5, "3", None], ids=str)
 def test_a_count_that_is_no_positive_whole_number_is_refused(count: Any) -> None:
     """At once, not when somebody reads."""

@@ -1,4 +1,4 @@
-"""Measure everything and print a table: `python -m tests.benchmarks [dispatch] [loop] [startup]`."""
+"""Measure everything and print a table: `python -m tests.benchmarks [dispatch] [hub] [loop] [memory] [startup] [writers]`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 
 import torch
 
-from tests.benchmarks import dispatch, loop, startup
+from tests.benchmarks import dispatch, hub, loop, memory, startup, writers
 
-PARTS = {"dispatch": dispatch, "loop": loop, "startup": startup}
+PARTS = {"dispatch": dispatch, "hub": hub, "loop": loop, "startup": startup, "writers": writers, "memory": memory}
 
 
 def main() -> None:
