@@ -69,3 +69,12 @@ class NamedInstances(Generic[T]):
         with self._lock:
             self._waiting.pop(name, None)
             self._known[name] = instance
+
+    def known(self) -> list[T]:
+        """Return every instance that can be found by its name."""
+        with self._lock:
+            return list(self._known.values())
+
+    def renew_lock(self) -> None:
+        """Forget who holds the lock: in a forked child, where the thread that did does not exist."""
+        self._lock = threading.Lock()

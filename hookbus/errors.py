@@ -20,6 +20,9 @@ HookbusError
 │   ├── RunAlreadyLive             another run of that name is live in this process
 │   ├── LossError                  a training step returned no usable loss (ValueError)
 │   ├── EmptyDataLoader            a dataloader yielded nothing (ValueError)
+│   ├── DataLoaderError            the workers of a dataloader cannot be started
+│   │   └── DataWorkerDied             one of them died
+│   ├── ReadOnlyHub                a copy of a hub, in another process than its run, is written to or waited for
 │   └── MetricNotFound             a metric that was asked for was not computed (KeyError)
 └── CheckpointError            a checkpoint cannot be written or read (RuntimeError)
     ├── StateEncodingError         a value in the state has no exact encoding (TypeError)
@@ -40,6 +43,8 @@ __all__ = (
     "CheckpointError",
     "CheckpointWriteError",
     "ConfigError",
+    "DataLoaderError",
+    "DataWorkerDied",
     "EmptyDataLoader",
     "EventDefinitionError",
     "HandlerCancelled",
@@ -49,6 +54,7 @@ __all__ = (
     "LossError",
     "MetricNotFound",
     "PublishDepthExceeded",
+    "ReadOnlyHub",
     "RunAlreadyLive",
     "RunEnded",
     "RunError",
@@ -141,6 +147,18 @@ class LossError(RunError, ValueError):
 
 class EmptyDataLoader(RunError, ValueError):
     """Raised when a dataloader yielded no batch at all."""
+
+
+class DataLoaderError(RunError):
+    """Raised when the workers of a dataloader cannot be started; names what stands in the way."""
+
+
+class DataWorkerDied(DataLoaderError):
+    """Raised when a worker of a dataloader ended before its work was done; names its process."""
+
+
+class ReadOnlyHub(RunError):
+    """Raised when a copy of a hub, in another process than its run, is written to or waited for."""
 
 
 class MetricNotFound(RunError, KeyError):
