@@ -4,6 +4,9 @@ In this order: methods `train_step(batch, optim_wrapper)`, `val_step(batch)`, `t
 functions `train_step(model, batch)` and `val_step(model, batch)` given to the runner; else
 `loss_fn(model(inputs), targets)` for batches that are `(inputs, targets)`.
 
+Several optimizers are driven by the model's own `train_step`. The other two ways run model and loss function inside the
+optimizer's context, which sets the number format; a method that wants it enters `optim_wrapper.optim_context(self)`.
+
 A training step gives a dict whose `loss` was minimised and whose other entries are recorded. A validation step gives
 `(predictions, targets)` for the evaluator, or a dict of scalars that are averaged over the samples.
 """
@@ -19,7 +22,7 @@ import torch
 
 from hookbus.errors import ConfigError, LossError, choices
 from hookbus.evaluation import EvaluationOutput
-from hookbus.optim import OptimWrapper
+from hookbus.optim import OptimWrapper, OptimWrapperDict
 
 TrainStep: TypeAlias = Callable[[Any], dict[str, Any]]
 """Trains on one batch and returns the detached outputs."""
@@ -34,18 +37,27 @@ LossFunction: TypeAlias = Callable[[Any, Any], torch.Tensor]
 
 
 def train_step(
-    model: torch.nn.Module, optim_wrapper: OptimWrapper, function: Callable[..., Any] | None, loss_fn: LossFunction | None
+    model: torch.nn.Module,
+    optim_wrapper: OptimWrapper | OptimWrapperDict,
+    function: Callable[..., Any] | None,
+    loss_fn: LossFunction | None,
 ) -> TrainStep:
     """Return the function that trains `model` on a batch.
 
     Raises:
-        ConfigError: nothing says how.
+        ConfigError: nothing says how, or not for several optimizers.
     """
     method = getattr(model, "train_step", None)
     if callable(method):
         return lambda batch: _detached(method(batch, optim_wrapper))
+    if isinstance(optim_wrapper, OptimWrapperDict):
+        msg = (
+            f"nothing says which of the optimizers {', '.join(optim_wrapper)} minimises what: several optimizers need a method "
+            f"train_step(batch, optim_wrapper) of the model, and {type(model).__name__} has none"
+        )
+        raise ConfigError(msg)
     if function is not None:
-        return _minimising(lambda batch: function(model, batch), optim_wrapper)
+        return _minimising(_forward(lambda batch: function(model, batch), model, optim_wrapper), "train_step", optim_wrapper)
     if loss_fn is not None:
         return _supervised(model, loss_fn, optim_wrapper)
     msg = (
@@ -56,9 +68,12 @@ def train_step(
 
 
 def _supervised(model: torch.nn.Module, loss_fn: LossFunction, optim_wrapper: OptimWrapper) -> TrainStep:
+    if optim_wrapper.needs_context(model):
+        forward = _forward(lambda batch: _pair_loss(model, loss_fn, batch), model, optim_wrapper)
+        return _minimising(forward, "loss_fn", optim_wrapper)
     update = optim_wrapper.update_params
 
-    def step(batch: Any) -> dict[str, Any]:
+    def step(batch: Any) -> dict[str, Any]:  # the hot path: without a further call
         inputs, targets = batch if type(batch) in _PAIRS and len(batch) == 2 else _pair(batch)
         loss = loss_fn(model(inputs), targets)
         if not _is_loss(loss):
@@ -69,7 +84,24 @@ def _supervised(model: torch.nn.Module, loss_fn: LossFunction, optim_wrapper: Op
     return step
 
 
-def _minimising(function: Callable[[Any], Any], optim_wrapper: OptimWrapper) -> TrainStep:
+def _pair_loss(model: torch.nn.Module, loss_fn: LossFunction, batch: Any) -> dict[str, Any]:
+    inputs, targets = _pair(batch)
+    return {"loss": loss_fn(model(inputs), targets)}
+
+
+def _forward(function: Callable[[Any], Any], model: torch.nn.Module, optim_wrapper: OptimWrapper) -> Callable[[Any], Any]:
+    """Return the function as it is to be called: inside the optimizer's context, where that does anything."""
+    if not optim_wrapper.needs_context(model):
+        return function
+
+    def forward(batch: Any) -> Any:
+        with optim_wrapper.optim_context(model):
+            return function(batch)
+
+    return forward
+
+
+def _minimising(function: Callable[[Any], Any], where: str, optim_wrapper: OptimWrapper) -> TrainStep:
     def step(batch: Any) -> dict[str, Any]:
         result = function(batch)
         outputs = result if isinstance(result, Mapping) else {"loss": result}
@@ -77,7 +109,7 @@ def _minimising(function: Callable[[Any], Any], optim_wrapper: OptimWrapper) -> 
             msg = f"train_step returned a dict without the key 'loss'; {choices('loss', map(str, outputs))}"
             raise LossError(msg)
         if not _is_loss(outputs["loss"]):
-            raise LossError(_no_loss(outputs["loss"], "train_step"))
+            raise LossError(_no_loss(outputs["loss"], where))
         optim_wrapper.update_params(outputs["loss"])
         return _detached(outputs)
 
@@ -88,7 +120,8 @@ def _detached(outputs: Any) -> dict[str, Any]:
     if not isinstance(outputs, Mapping):
         msg = f"the model's train_step must return a dict of values to record, got {type(outputs).__name__}"
         raise LossError(msg)
-    return {key: value.detach() if isinstance(value, torch.Tensor) else value for key, value in outputs.items()}
+    has_graph = {key for key, value in outputs.items() if isinstance(value, torch.Tensor) and value.requires_grad}
+    return {key: value.detach() if key in has_graph else value for key, value in outputs.items()}
 
 
 def _is_loss(loss: Any) -> bool:
