@@ -6,49 +6,85 @@ __all__ = ("LoggerHook",)
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, ClassVar
 
+from hookbus._config import refuse, shown
+from hookbus._log_copy import LogCopy
+from hookbus._strict_json import strict_json
+from hookbus.distributed import is_main_process
 from hookbus.errors import ConfigError
 from hookbus.hooks.base import Hook
 from hookbus.hub import MessageHub
 from hookbus.registry import WRITERS
-from hookbus.writers.base import Record, Writer
+from hookbus.types import Mode
+from hookbus.writers.base import Record, RunPlace, Writer
 
 
 class LoggerHook(Hook):
     """Logs every `interval` iterations of an epoch, and the metrics of each validation and test.
 
+    Only the main process writes. The metrics of a test also go to `test_metrics.json`.
+
     Args:
         interval: iterations between two log lines, counted anew in each epoch.
         ignore_last: leave out the rest of an epoch that is shorter than `interval`.
         writers: names or configs of writers, or writers.
+        out_dir: at the end of each run, copy the log files to `<out_dir>/<work_dir>/<start>/`.
+        keep_local: with `out_dir`, leave the log files where they were written, too.
 
     Raises:
-        ConfigError: the interval is not at least 1, or a writer is unknown.
+        ConfigError: the interval is not at least 1, a writer is unknown, or files would go without being copied.
     """
 
     priority: ClassVar[int | str] = "BELOW_NORMAL"
 
-    def __init__(self, interval: int = 10, ignore_last: bool = True, writers: Sequence[Any] = ("terminal", "jsonl")) -> None:
+    def __init__(
+        self,
+        interval: int = 10,
+        ignore_last: bool = True,
+        writers: Sequence[Any] = ("terminal", "jsonl"),
+        out_dir: str | Path | None = None,
+        keep_local: bool = True,
+    ) -> None:
+        problems = []
         if interval < 1:
-            msg = f"LoggerHook.interval must be at least 1, got {interval}"
-            raise ConfigError(msg)
+            problems.append(f"LoggerHook.interval must be at least 1, got {interval}")
+        if isinstance(writers, str) or not isinstance(writers, Sequence):
+            problems.append(f"LoggerHook.writers = {shown(writers)}: expected a list of names, configs or writers")
+        if out_dir is None and not keep_local:
+            problems.append("LoggerHook.keep_local = False: without out_dir the log files would be copied nowhere")
+        refuse(problems)
         self.interval = interval
         self.ignore_last = ignore_last
+        self._logged_end: int | None = None
+        """Iterations after which the running epoch ends, where that is to be logged."""
         self._batches = 0
         """Batches of the running validation or test so far; its dataloader may not know its length."""
         self._is_open = False
         self._writers = [_make_writer(spec, index) for index, spec in enumerate(writers)]
+        self._copy = LogCopy(out_dir, keep_local=keep_local) if out_dir is not None else None
 
     def before_run(self, runner: Any) -> None:
-        """Tell the writers where this run logs to."""
-        for writer in self._writers:
-            writer.open(runner.logger, runner.log_dir)
-        self._is_open = True
+        """Refuse an `out_dir` that leads back to the logs themselves, before anything is logged."""
+        if self._copy is not None:
+            self._copy.target(runner.work_dir, runner.log_dir)
+
+    def before_train(self, runner: Any) -> None:
+        """Open the writers, now that a checkpoint which training goes on from is loaded."""
+        if is_main_process():
+            self._open(runner)
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Find out whether the end of the epoch gets a line of its own."""
+        length = runner.train_loop.epoch_length
+        is_logged = length is not None and (not self.ignore_last or length <= self.interval)
+        self._logged_end = length if is_logged else None
 
     def after_train_iter(self, runner: Any, batch_idx: int, hub: MessageHub) -> None:
         """Log every `interval` iterations, and at the end of an epoch where that is wanted."""
-        if (batch_idx + 1) % self.interval == 0 or self._is_wanted_end(runner, batch_idx):
+        completed = batch_idx + 1
+        if (completed % self.interval == 0 or completed == self._logged_end) and is_main_process():
             hub.flush()  # what is still on a device belongs to this line
             self._write(runner, runner.log_processor.after_iter(runner, batch_idx, "train"))
 
@@ -60,40 +96,65 @@ class LoggerHook(Hook):
         """Show that the test goes on."""
         self._show_progress(runner, batch_idx, "test")
 
-    def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any]) -> None:
+    def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any], hub: MessageHub) -> None:
         """Log the metrics."""
-        self._write(runner, runner.log_processor.after_epoch(runner, metrics, self._batches, "val"))
+        self._write_metrics(runner, metrics, hub, "val")
 
-    def after_test_epoch(self, runner: Any, metrics: Mapping[str, Any]) -> None:
-        """Log the metrics."""
-        self._write(runner, runner.log_processor.after_epoch(runner, metrics, self._batches, "test"))
+    def after_test_epoch(self, runner: Any, metrics: Mapping[str, Any], hub: MessageHub) -> None:
+        """Log the metrics, and keep them in a file of their own."""
+        self._write_metrics(runner, metrics, hub, "test")
+        if is_main_process():
+            (runner.log_dir / "test_metrics.json").write_bytes(strict_json(metrics) + b"\n")
 
-    def after_run(self) -> None:
-        """Close the writers, each of them whatever becomes of the others."""
+    def after_run(self, runner: Any) -> None:
+        """Close the writers, each of them whatever becomes of the others; then copy what they wrote."""
         self._is_open = False
-        with ExitStack() as closing:
+        with ExitStack() as ending:
+            ending.callback(self._copy_files, runner)  # what is called back first comes last
             for writer in self._writers:
-                closing.callback(writer.close)
+                ending.callback(writer.close)
 
-    def _is_wanted_end(self, runner: Any, batch_idx: int) -> bool:
-        length = runner.train_loop.num_batches
-        return batch_idx + 1 == length and (not self.ignore_last or length < self.interval)
+    def _copy_files(self, runner: Any) -> None:
+        if self._copy is not None and is_main_process():
+            self._copy.bring(runner.log_dir, self._copy.target(runner.work_dir, runner.log_dir))
 
-    def _show_progress(self, runner: Any, batch_idx: int, mode: Any) -> None:
+    def _show_progress(self, runner: Any, batch_idx: int, mode: Mode) -> None:
         self._batches = batch_idx + 1
-        if (batch_idx + 1) % self.interval == 0:
-            runner.logger.info(runner.log_processor.after_iter(runner, batch_idx, mode).text)
+        if self._batches % self.interval == 0 and is_main_process():
+            record = runner.log_processor.after_iter(runner, batch_idx, mode)
+            for writer in self._opened(runner):
+                writer.show(record)
+
+    def _write_metrics(self, runner: Any, metrics: Mapping[str, Any], hub: MessageHub, mode: Mode) -> None:
+        if is_main_process():
+            hub.flush()
+            self._write(runner, runner.log_processor.after_epoch(runner, metrics, self._batches, mode))
+            for writer in self._writers:
+                writer.flush()
 
     def _write(self, runner: Any, record: Record) -> None:
-        if not self._is_open:  # registered in the middle of a run
-            self.before_run(runner)
-        for writer in self._writers:
+        for writer in self._opened(runner):
             writer.write(record)
+
+    def _opened(self, runner: Any) -> list[Writer]:
+        """Return the writers; without training, or registered in its middle, they wait for the first record."""
+        if not self._is_open:
+            self._open(runner)
+        return self._writers
+
+    def _open(self, runner: Any) -> None:
+        place = RunPlace(logger=runner.logger, log_dir=runner.log_dir, first_iter=runner.iter + 1)
+        for writer in self._writers:
+            writer.open(place)
+        self._is_open = True
 
 
 def _make_writer(spec: Any, index: int) -> Writer:
     if isinstance(spec, Writer):
         return spec
-    config = {"type": spec} if isinstance(spec, str) else spec
-    writer: Writer = WRITERS.build(config, path=f"LoggerHook.writers[{index}]")
+    path = f"LoggerHook.writers[{index}]"
+    writer = WRITERS.build({"type": spec} if isinstance(spec, str) else spec, path=path)
+    if not isinstance(writer, Writer):
+        msg = f"{path} = {shown(spec)}: {type(writer).__name__} is no hookbus.Writer"
+        raise ConfigError(msg)
     return writer

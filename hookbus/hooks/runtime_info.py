@@ -4,10 +4,11 @@ from __future__ import annotations
 
 __all__ = ("RuntimeInfoHook",)
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Number
 from typing import Any, ClassVar
 
+from hookbus._version import __version__
 from hookbus.hooks.base import Hook
 from hookbus.hub import MessageHub
 
@@ -15,8 +16,10 @@ from hookbus.hub import MessageHub
 class RuntimeInfoHook(Hook):
     """Writes counters, learning rate, losses and metrics to the message hub.
 
-    Information: `experiment_name`, `seed`, `loop_stage`, `epoch`, `iter`, `max_epochs`, `max_iters`, `dataset_meta`.
-    Scalars: `train/lr`, `train/<key>` for every scalar among the outputs, `val/<metric>`, `test/<metric>`.
+    Information: `experiment_name`, `seed`, `hookbus_version`, `loop_stage`, `epoch`, `iter`, `max_epochs`, `max_iters`,
+    `dataset_meta`. Scalars: `train/lr` of the first parameter group, `train/<key>` for every scalar among the outputs,
+    `val/<metric>`, `test/<metric>`. Where an optimizer has several groups, `train/base_lr` is that of the first group which
+    began with the optimizer's own rate; several optimizers have `train/<name>.lr` each.
     """
 
     priority: ClassVar[int | str] = "VERY_HIGH"
@@ -24,15 +27,18 @@ class RuntimeInfoHook(Hook):
     def __init__(self) -> None:
         self._keys: dict[str, str] = {}
         self._stage: str | None = None
+        self._rates: Callable[[], dict[str, Any]] | None = None
+        """Gives the learning rates, where there are more than that of one optimizer with one parameter group."""
 
     def before_run(self, runner: Any, hub: MessageHub) -> None:
         """Say which run this is."""
-        hub.update_info_dict({"experiment_name": runner.experiment_name, "seed": runner.seed})
+        hub.update_info_dict(_identity(runner))
 
     def before_train(self, runner: Any, hub: MessageHub) -> None:
-        """Say how long training will be."""
+        """Say how long training will be, and once more which run this is: a checkpoint brought the facts of an older one."""
         limits = {"max_epochs": runner.max_epochs, "max_iters": runner.max_iters}
-        self._enter("train", hub, epoch=runner.epoch, iter=runner.iter, **limits)
+        self._enter("train", hub, epoch=runner.epoch, iter=runner.iter, **limits, **_identity(runner))
+        self._rates = _several_rates(runner.optim_wrapper)
         meta = getattr(getattr(runner.train_dataloader, "dataset", None), "metainfo", None)
         if meta is not None:
             hub.update_info("dataset_meta", meta)
@@ -47,9 +53,10 @@ class RuntimeInfoHook(Hook):
 
     def after_train_iter(self, runner: Any, outputs: Mapping[str, Any], hub: MessageHub) -> None:
         """Record the learning rate of the step, and every scalar it returned; what is not one is for other hooks."""
-        values = {"train/lr": runner.optim_wrapper.optimizer.param_groups[0]["lr"]}
+        rates = self._rates
+        values = {"train/lr": runner.optim_wrapper.optimizer.param_groups[0]["lr"]} if rates is None else rates()
         for key, value in outputs.items():
-            if _is_scalar(value):
+            if type(value) is float or _is_scalar(value):
                 values[self._keys.get(key) or self._key(key)] = value
         hub.update_scalars(values)
 
@@ -104,6 +111,26 @@ class RuntimeInfoHook(Hook):
     def _key(self, key: str) -> str:
         """Return `train/<key>`, made once."""
         return self._keys.setdefault(key, f"train/{key}")
+
+
+def _identity(runner: Any) -> dict[str, Any]:
+    return {"experiment_name": runner.experiment_name, "seed": runner.seed, "hookbus_version": __version__}
+
+
+def _several_rates(optim_wrapper: Any) -> Callable[[], dict[str, Any]] | None:
+    """Return what gives the learning rates by key; None where there is but one."""
+    if isinstance(optim_wrapper, Mapping):
+        optimizers = {f"train/{name}.lr": wrapper.optimizer for name, wrapper in optim_wrapper.items()}
+        return lambda: {key: optimizer.param_groups[0]["lr"] for key, optimizer in optimizers.items()}
+    optimizer = optim_wrapper.optimizer
+    if len(optimizer.param_groups) == 1:
+        return None
+    first_rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]  # schedulers note the first one
+    places = {"train/lr": 0}
+    base_rate = optimizer.defaults.get("lr")
+    if base_rate in first_rates:
+        places["train/base_lr"] = first_rates.index(base_rate)
+    return lambda: {key: optimizer.param_groups[place]["lr"] for key, place in places.items()}
 
 
 def _is_scalar(value: Any) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ("JsonlWriter", "Record", "TerminalWriter", "Writer")
+__all__ = ("JsonlWriter", "Record", "RunPlace", "TensorboardWriter", "TerminalWriter", "Writer")
 
-from hookbus.writers.base import Record, Writer
+from hookbus.writers.base import Record, RunPlace, Writer
 from hookbus.writers.jsonl import JsonlWriter
+from hookbus.writers.tensorboard import TensorboardWriter
 from hookbus.writers.terminal import TerminalWriter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Record", "Writer")
+__all__ = ("Record", "RunPlace", "Writer")
 
 import logging
 from pathlib import Path
@@ -25,10 +25,19 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-class Writer:
-    """One destination: `open` at the start of a run, `write` record after record, `close` at the end, once or more."""
+class RunPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a run logs to, and from where on."""
 
-    def open(self, logger: logging.Logger, log_dir: Path) -> None:
+    logger: logging.Logger
+    log_dir: Path
+    first_iter: int = 1
+    """The first training iteration to come; what an earlier run in `log_dir` recorded from there on is out of date."""
+
+
+class Writer:
+    """One destination: `open` before the first record of a run, `write` record after record, `close` at the end, once or more."""
+
+    def open(self, place: RunPlace) -> None:
         """Learn where the run logs to; the destination itself may wait for the first record."""
 
     def write(self, record: Record) -> None:
@@ -36,8 +45,11 @@ class Writer:
         msg = f"{type(self).__name__} must define write(record)"
         raise NotImplementedError(msg)
 
+    def show(self, record: Record) -> None:
+        """Show how far a validation or test has come; nothing to be kept, so only destinations for people do."""
+
     def flush(self) -> None:
-        """Bring everything to its destination."""
+        """Bring everything to its destination; called at the end of each validation and test."""
 
     def close(self) -> None:
         """Flush, and let go of the destination."""

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 __all__ = ("JsonlWriter",)
 
-import logging
-import math
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgspec
-
-from hookbus.writers.base import Record, Writer
+from hookbus._strict_json import strict_json
+from hookbus.writers.base import Record, RunPlace, Writer
 
 
 class JsonlWriter(Writer):
@@ -21,18 +18,17 @@ class JsonlWriter(Writer):
         self._path: Path | None = None
         self._file: BinaryIO | None = None
 
-    def open(self, logger: logging.Logger, log_dir: Path) -> None:
+    def open(self, place: RunPlace) -> None:
         """Write into the directory of this start; the file is made with the first record."""
-        self._path = log_dir / "metrics.jsonl"
+        self.close()
+        self._path = place.log_dir / "metrics.jsonl"
 
     def write(self, record: Record) -> None:
         """Append one line."""
         if self._file is None:
             assert self._path is not None
             self._file = self._path.open("ab")
-        line = {"mode": record.mode, "epoch": record.epoch, "iter": record.iter}
-        line |= {key: _finite(value) for key, value in record.values.items()}
-        self._file.write(msgspec.json.encode(line) + b"\n")
+        self._file.write(strict_json(_line(record)) + b"\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -42,5 +38,7 @@ class JsonlWriter(Writer):
             self._file = None
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _line(record: Record) -> dict[str, Any]:
+    """Return what a line holds; a value named like one of its counters gets its mode before its name."""
+    place = {"mode": record.mode, "epoch": record.epoch, "iter": record.iter}
+    return place | {f"{record.mode}/{key}" if key in place else key: value for key, value in record.values.items()}

@@ -5,9 +5,8 @@ from __future__ import annotations
 __all__ = ("TerminalWriter",)
 
 import logging
-from pathlib import Path
 
-from hookbus.writers.base import Record, Writer
+from hookbus.writers.base import Record, RunPlace, Writer
 
 
 class TerminalWriter(Writer):
@@ -16,11 +15,15 @@ class TerminalWriter(Writer):
     def __init__(self) -> None:
         self._logger: logging.Logger | None = None
 
-    def open(self, logger: logging.Logger, log_dir: Path) -> None:
+    def open(self, place: RunPlace) -> None:
         """Write to the logger of the run."""
-        self._logger = logger
+        self._logger = place.logger
 
     def write(self, record: Record) -> None:
         """Log the line."""
         assert self._logger is not None
-        self._logger.info(record.text)
+        self._logger.info("%s", record.text)
+
+    def show(self, record: Record) -> None:
+        """Log the line."""
+        self.write(record)

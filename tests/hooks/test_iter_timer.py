@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hookbus.events import AfterTrainEpoch, AfterTrainIter, BeforeTrainIter
+from hookbus.events import AfterTrainEpoch, AfterTrainIter, BeforeTrainIter, BeforeVal, BeforeValIter
 from hookbus.runner import Runner
 from tests.runner.builders import make_loader, make_runner
 
@@ -63,6 +63,32 @@ def test_what_happens_between_epochs_belongs_to_no_iteration(tmp_path: Path) -> 
     assert len(whole) == 6
     assert max(whole) < 0.2
     assert max(data) < 0.2
+
+
+@pytest.mark.parametrize("event_type", [BeforeVal, BeforeValIter])
+def test_where_iterations_count_a_validation_belongs_to_none_of_them(event_type: Any, tmp_path: Path) -> None:
+    """It lies between two, and no epoch begins behind it."""
+    runner = make_runner(tmp_path, train_cfg=dict(by_epoch=False, max_iters=6, val_interval=2))
+    runner.bus.subscribe(event_type, lambda: time.sleep(0.2))
+    runner.train()
+    whole, data = times(runner, "train")
+    assert len(whole) == 6
+    assert max(whole) < 0.2
+    assert max(data) < 0.2
+
+
+def test_the_time_left_is_that_of_this_run(tmp_path: Path) -> None:
+    """What an older one had left, as a checkpoint tells, is forgotten; there is an estimate from the first iteration on."""
+    runner = make_runner(tmp_path, train_cfg=dict(by_epoch=False, max_iters=8))
+    runner.message_hub.update_info("eta", 1e6)
+    runner.progress.iter = 5
+    estimates: list[float] = []
+    runner.bus.subscribe(AfterTrainIter, lambda hub: estimates.append(hub.get_info("eta")))
+    runner.train()
+    assert len(estimates) == 3
+    assert max(estimates) < 1e5
+    (first, *_), _ = times(runner, "train")
+    assert estimates[0] == pytest.approx(2 * first)
 
 
 def test_the_time_left_falls_to_nothing(tmp_path: Path) -> None:

@@ -9,9 +9,24 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from hookbus.events import AfterRun, AfterTrainIter, AfterValIter, BeforeTest, BeforeTrainIter, BeforeValEpoch, MountPoint
+from hookbus._version import __version__
+from hookbus.events import (
+    AfterRun,
+    AfterTrain,
+    AfterTrainEpoch,
+    AfterTrainIter,
+    AfterVal,
+    AfterValEpoch,
+    AfterValIter,
+    BeforeTest,
+    BeforeTrain,
+    BeforeTrainIter,
+    BeforeVal,
+    BeforeValEpoch,
+    MountPoint,
+)
 from hookbus.hub import MessageHub
-from tests.runner.builders import make_loader, make_runner
+from tests.runner.builders import make_loader, make_model, make_runner
 
 
 def test_the_stage_is_that_of_the_loop(tmp_path: Path) -> None:
@@ -45,6 +60,58 @@ def test_a_run_introduces_itself(tmp_path: Path) -> None:
     info = runner.message_hub.runtime_info
     assert info["experiment_name"] == runner.experiment_name
     assert (info["seed"], info["max_epochs"], info["max_iters"], info["epoch"], info["iter"]) == (11, 2, 6, 2, 6)
+    assert info["hookbus_version"] == __version__
+
+
+def test_what_an_older_run_was_called_is_not_taken_over(tmp_path: Path) -> None:
+    """A checkpoint brings its facts after the run began and before training does."""
+    runner = make_runner(tmp_path, randomness=dict(seed=11))
+    older = {"experiment_name": "older", "seed": 1, "hookbus_version": "0"}
+    runner.bus.subscribe(BeforeTrain, lambda hub: hub.update_info_dict(older), priority="HIGHEST")
+    runner.train()
+    info = runner.message_hub.runtime_info
+    assert {key: info[key] for key in older} == {
+        "experiment_name": runner.experiment_name,
+        "seed": 11,
+        "hookbus_version": __version__,
+    }
+
+
+def test_where_iterations_count_the_counters_of_the_hub_are_never_stale(tmp_path: Path) -> None:
+    """The running iteration in training, completed ones from there on; the one epoch is not over before the end."""
+    runner = make_runner(tmp_path, train_cfg=dict(by_epoch=False, max_iters=5, val_interval=2))
+    seen: list[tuple[str, Any, Any]] = []
+
+    def note(event: MountPoint, hub: MessageHub) -> None:
+        seen.append((type(event).__name__, hub.get_info("epoch"), hub.get_info("iter")))
+
+    for event_type in (BeforeTrain, AfterTrainIter, BeforeVal, AfterValEpoch, AfterVal, AfterTrainEpoch, AfterTrain, AfterRun):
+        runner.bus.subscribe(event_type, note)
+    runner.train()
+    validation = ("BeforeVal", "AfterValEpoch", "AfterVal")
+    assert seen == [
+        ("BeforeTrain", 0, 0),
+        ("AfterTrainIter", 0, 0),
+        ("AfterTrainIter", 0, 1),
+        *((name, 0, 2) for name in validation),
+        ("AfterTrainIter", 0, 2),
+        ("AfterTrainIter", 0, 3),
+        *((name, 0, 4) for name in validation),
+        ("AfterTrainIter", 0, 4),
+        *((name, 0, 5) for name in validation),
+        ("AfterTrainEpoch", 0, 5),
+        ("AfterTrain", runner.epoch, 5),
+        ("AfterRun", runner.epoch, 5),
+    ]
+    assert runner.message_hub.get_info("max_iters") == 5
+
+
+def test_a_run_whose_length_nobody_knows_says_so(tmp_path: Path) -> None:
+    """`max_iters` is None."""
+    runner = make_runner(tmp_path, train_dataloader=(batch for batch in make_loader(8)), train_cfg=dict(max_epochs=1))
+    runner.train()
+    assert "max_iters" in runner.message_hub.runtime_info
+    assert runner.message_hub.get_info("max_iters") is None
 
 
 def test_the_learning_rate_is_the_one_that_the_step_used(tmp_path: Path) -> None:
@@ -56,6 +123,61 @@ def test_the_learning_rate_is_the_one_that_the_step_used(tmp_path: Path) -> None
     history = runner.message_hub.get_scalar("train/lr")
     assert history.data[0] == used
     assert history.steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_optimizer_of_several_groups_has_a_base_rate(tmp_path: Path) -> None:
+    """The first group is the rate; the base is that of the group which began with the optimizer's own, wherever it stands."""
+    model = make_model()
+    groups: list[dict[str, Any]] = [{"params": [model.bias], "lr": 0.5}, {"params": [model.weight]}]
+    changes: dict[str, Any] = dict(model=model, optimizer=torch.optim.SGD(groups, lr=0.1), train_cfg=dict(max_epochs=1))
+    runner = make_runner(tmp_path, **changes, param_scheduler=dict(type="StepLR", step_size=1, gamma=0.5, by_epoch=False))
+    runner.train()
+    hub = runner.message_hub
+    assert hub.get_scalar("train/lr").data[0] == pytest.approx([0.5, 0.25, 0.125])
+    assert hub.get_scalar("train/base_lr").data[0] == pytest.approx([0.1, 0.05, 0.025])
+
+
+def test_groups_that_all_have_rates_of_their_own_have_no_base(tmp_path: Path) -> None:
+    """Nothing is made up."""
+    model = make_model()
+    groups = [{"params": [model.bias], "lr": 0.5}, {"params": [model.weight], "lr": 0.2}]
+    runner = make_runner(tmp_path, model=model, optimizer=torch.optim.SGD(groups, lr=0.1), train_cfg=dict(max_epochs=1))
+    runner.train()
+    assert runner.message_hub.get_scalar("train/lr").data[0] == [0.5, 0.5, 0.5]
+    assert "train/base_lr" not in runner.message_hub.log_scalars
+
+
+class TwoPlayers(torch.nn.Module):
+    """Two linear models, each with an optimizer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.nn.Linear(4, 4)
+        self.critic = torch.nn.Linear(4, 1)
+
+    def train_step(self, batch: Any, optim_wrapper: Any) -> dict[str, torch.Tensor]:
+        """Update both."""
+        loss = self.critic(self.generator(batch[0])).square().mean()
+        optim_wrapper["critic"].update_params(loss)
+        loss = self.critic(self.generator(batch[0])).square().mean()
+        optim_wrapper["generator"].update_params(loss)
+        return {"loss": loss}
+
+
+def test_each_of_several_optimizers_has_a_rate(tmp_path: Path) -> None:
+    """Under its name; there is no rate without one."""
+    model = TwoPlayers()
+    optimizers = {
+        "generator": torch.optim.SGD(model.generator.parameters(), lr=0.25),
+        "critic": torch.optim.SGD(model.critic.parameters(), lr=0.5),
+    }
+    changes: dict[str, Any] = dict(val_dataloader=None, test_dataloader=None, loss_fn=None, train_cfg=dict(max_epochs=1))
+    runner = make_runner(tmp_path, model=model, optimizer=optimizers, **changes)
+    runner.train()
+    hub = runner.message_hub
+    assert hub.get_scalar("train/generator.lr").data[0] == [0.25] * 3
+    assert hub.get_scalar("train/critic.lr").data[0] == [0.5] * 3
+    assert "train/lr" not in hub.log_scalars
 
 
 def test_losses_are_there_for_whoever_comes_later_at_the_same_event(tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+"""The checksum of event files is CRC-32C."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tensorboardX.record_writer import masked_crc32c
+
+from hookbus.writers._crc32c import Crc32c
+
+CRC = Crc32c()
+
+
+def unmasked(checksum: int) -> int:
+    """Return the checksum itself."""
+    rotated = (checksum - 0xA282EAD8) & 0xFFFFFFFF
+    return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
+
+
+def test_the_checksum_of_the_nine_digits_is_the_published_one() -> None:
+    """The value by which implementations of CRC-32C are told."""
+    assert unmasked(CRC.masked(b"123456789")) == 0xE3069283
+
+
+@given(st.binary(min_size=1, max_size=300))
+def test_checksums_are_those_of_other_programs(data: bytes) -> None:
+    """Whatever the data, in whatever order the lengths come."""
+    assert CRC.masked(data) == masked_crc32c(data)
