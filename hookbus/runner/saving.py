@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ("SaveRequest", "Saver")
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,13 +13,16 @@ import numpy as np
 import torch
 
 from hookbus._version import __version__
-from hookbus.checkpoint import CheckpointStore, Retention, load_checkpoint, save_checkpoint
+from hookbus.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
+from hookbus.checkpoint.places import directory_of
+from hookbus.checkpoint.retention import GROUPS, groups_of, superseded
 from hookbus.distributed import is_main_process
 from hookbus.events import BeforeSaveCheckpoint
-from hookbus.runner.randomness import rng_state
+from hookbus.random_state import rng_state
 
 if TYPE_CHECKING:
     from hookbus.runner.runner import Runner
+    from hookbus.types import HookLike
 
 
 class SaveRequest(NamedTuple):
@@ -27,10 +30,19 @@ class SaveRequest(NamedTuple):
 
     name: str
     role: str = "periodic"
+    """`periodic`, or another word for one that retention does not count."""
     max_keep: int = -1
+    """How many periodic checkpoints of its owner stay, the newest; -1 for all."""
     facts: Mapping[str, Any] = {}
+    """Plain values to keep in its manifest."""
     supersedes: tuple[str, ...] = ()
     """Checkpoints that go once this one is committed."""
+    owner: HookLike | None = None
+    """The hook whose checkpoint it is; None where somebody asks by hand."""
+    directory: Path | None = None
+    """Where it goes instead of `checkpoints/` in the work directory."""
+    leave_out: tuple[str, ...] = ()
+    """Entries that it does not hold."""
 
 
 class Saver:
@@ -38,57 +50,97 @@ class Saver:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._has_saved = False
-        self.store = CheckpointStore(runner.work_dir / "checkpoints", runner.work_dir / "last_checkpoint")
+        self._is_prepared = False
+        self.store = CheckpointStore(directory_of(runner.work_dir), runner.work_dir / "last_checkpoint")
+        self._limits: dict[str | None, int] = {}
 
-    def prepare(self) -> None:
-        """Make room for a fresh run: clean up after a crash, and set aside the checkpoints of an earlier run."""
-        directory = self.store.directory
-        if self._has_saved or not is_main_process() or not directory.exists():
+    def stores(self) -> list[CheckpointStore]:
+        """Return every place where checkpoints of this run may lie: that of the work directory, then those that hooks name."""
+        placing = [hook for hook in self._runner.hooks if hasattr(hook, "checkpoint_directory")]
+        named = [hook.checkpoint_directory(self._runner.work_dir) for hook in placing]
+        stores = [self.store, *(self.store_for(directory) for directory in named)]
+        return list({store.directory.resolve(): store for store in stores}.values())
+
+    def store_for(self, directory: Path | None) -> CheckpointStore:
+        """Return the store of a directory; None means that of the work directory."""
+        return self.store if directory is None else CheckpointStore(directory, self.store.last_checkpoint_path)
+
+    def prepare(self, completed: int) -> None:
+        """Clean up after a crash, and set aside what lies ahead of this run: checkpoints of more iterations, or damaged ones.
+
+        A fresh run has completed 0, so the checkpoints of an earlier run go aside as a whole.
+        """
+        if self._is_prepared or not is_main_process():
             return
-        for line in self.store.clean():
-            self._runner.logger.warning(line)
-        if any(directory.iterdir()):
-            aside = directory.with_name(f"checkpoints_before_{self._runner.timestamp}")
-            directory.rename(aside)
-            self._runner.logger.warning("the checkpoints of an earlier run were moved to %s", aside)
+        self._is_prepared = True
+        for store in self.stores():
+            for line in store.clean():
+                self._runner.logger.warning(line)
+            ahead = [info.name for info in store.list() if info.iter > completed or completed == 0]
+            self._set_aside(store, [*ahead, *store.damaged()])
+
+    def _set_aside(self, store: CheckpointStore, names: list[str]) -> None:
+        aside = store.directory.with_name(f"{store.directory.name}_before_{self._runner.timestamp}")
+        for name in names:
+            aside.mkdir(exist_ok=True)
+            (store.directory / name).rename(aside / name)
+        if names:
+            self._runner.logger.warning("checkpoints of an earlier run were moved to %s: %s", aside, ", ".join(names))
 
     def save(self, request: SaveRequest) -> Path | None:
         """Save now; return None where a hook skipped it, or another process is the one that saves."""
+        self._is_prepared = True  # what is saved before training begins is not of an earlier run
         runner = self._runner
         runner.message_hub.update_info_dict({"epoch": runner.epoch, "iter": runner.iter})  # at a boundary they have moved
-        checkpoint = self.assemble()
+        checkpoint = self.assemble(request.leave_out)
         event = BeforeSaveCheckpoint(name=request.name, epoch=runner.epoch, iter=runner.iter)
         if runner.bus.emit(event, {"runner": runner, "checkpoint": checkpoint}) is not None or not is_main_process():
             return None
+        store = self.store_for(request.directory)
         path = save_checkpoint(
-            self.store,
+            store,
             request.name,
             checkpoint,
             epoch=runner.epoch,
             iter=runner.iter,
             role=request.role,
             hookbus_version=__version__,
-            facts=dict(request.facts),
+            facts=self._facts(request, store),
             replace=True,
         )
-        self._has_saved = True
         if request.role == "periodic":
             runner.message_hub.update_info("last_ckpt", str(path))
-        self._let_go(request)
+        self._let_go(request, store)
         runner.logger.info("saved %s", path)
         return path
 
-    def _let_go(self, request: SaveRequest) -> None:
-        committed = self.store.list()
-        superseded = {info.name for info in committed}.intersection(request.supersedes)  # a hook may have skipped one
-        if request.role == "periodic":
-            superseded |= set(Retention(request.max_keep).superseded(committed, protected={request.name}))
-        for name in superseded - {request.name}:
-            self.store.remove(name)
+    def _facts(self, request: SaveRequest, store: CheckpointStore) -> dict[str, Any]:
+        """Return what goes into the manifest; one that several hooks ask for at the same moment belongs to all of them."""
+        if request.role != "periodic":
+            return dict(request.facts)
+        here = [info for info in store.list() if (info.name, info.iter) == (request.name, self._runner.iter)]
+        groups = {self._group(request.owner), *(group for info in here for group in groups_of(info))} - {None}
+        return {**request.facts, GROUPS: sorted(groups)} if groups else dict(request.facts)
 
-    def assemble(self) -> dict[str, Any]:
-        """Return the whole state of the run, as hooks may edit it."""
+    def _group(self, owner: HookLike | None) -> str | None:
+        """Return what the checkpoints of a hook are counted under; it stays the same from start to start."""
+        if owner is None:
+            return None
+        unlisted = f"{type(owner).__name__}_0"  # put on the bus by hand
+        return next((key for key, hook in self.keyed_hooks().items() if hook is owner), unlisted)
+
+    def _let_go(self, request: SaveRequest, store: CheckpointStore) -> None:
+        committed = store.list()
+        going = {info.name for info in committed}.intersection(request.supersedes)  # a hook may have skipped one
+        if request.role == "periodic":
+            group = self._group(request.owner)
+            self._limits[group] = request.max_keep
+            going |= set(superseded(committed, group, self._limits, protected={request.name}))
+        for name in going - {request.name}:
+            store.remove(name)
+
+    def assemble(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
+        """Return the whole state of the run but for the entries left out, as hooks may edit it."""
         runner = self._runner
         meta = {
             "epoch": runner.epoch,
@@ -110,19 +162,23 @@ class Saver:
         }
         if runner.optim_wrapper is not None:
             checkpoint["optimizer"] = runner.optim_wrapper.state_dict()
-        return checkpoint
+        return {key: entry for key, entry in checkpoint.items() if key not in leave_out}
 
     def _hook_states(self) -> dict[str, Any]:
-        """Return the states of the hooks under keys that stay the same from start to start."""
-        states: dict[str, Any] = {}
+        states = {key: hook.state_dict() for key, hook in self.keyed_hooks().items()}
+        return {key: state for key, state in states.items() if state}
+
+    def keyed_hooks(self) -> dict[str, Any]:
+        """Return the hooks that have a state, under keys that stay the same from start to start."""
+        keyed: dict[str, Any] = {}
         for hook in self._runner.hooks:
             key = name = type(hook).__name__
             number = 1
-            while key in states:
+            while key in keyed:
                 number += 1
                 key = f"{name}_{number}"
-            states[key] = hook.state_dict() if hasattr(hook, "state_dict") else {}
-        return {key: state for key, state in states.items() if state}
+            keyed[key] = hook
+        return {key: hook for key, hook in keyed.items() if hasattr(hook, "state_dict") and hasattr(hook, "load_state_dict")}
 
     def load(self, path: str | Path) -> dict[str, Any]:
         """Read a checkpoint, every byte verified."""

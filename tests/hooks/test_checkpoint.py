@@ -1,35 +1,18 @@
-"""CheckpointHook: what is saved when, what is kept, which one is best, and what is inside."""
+"""CheckpointHook: what is saved when, under which name, and what is kept."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from hookbus.checkpoint import CheckpointStore, load_checkpoint
-from hookbus.errors import Skip
-from hookbus.events import BeforeSaveCheckpoint
-from hookbus.hooks import Hook
-from hookbus.hooks.checkpoint import rule_of
+from hookbus.checkpoint import CheckpointStore
+from hookbus.errors import ConfigError, Skip
+from hookbus.events import AfterTrainEpoch, AfterTrainIter, BeforeSaveCheckpoint
+from hookbus.hooks import CheckpointHook
 from hookbus.runner import Runner
-from tests.runner.builders import checkpoints, make_runner, same, weights
-
-
-class FixedMetric:
-    """An evaluator that gives one value after the other, under a name of choice."""
-
-    def __init__(self, *values: float | None, name: str = "acc") -> None:
-        self._values = list(values)
-        self._name = name
-
-    def reset(self) -> None: ...
-    def update(self, predictions: Any, targets: Any) -> None: ...
-    def compute(self) -> dict[str, float | None]:
-        return {self._name: self._values.pop(0)}
+from tests.runner.builders import at_iter, checkpoints, make_loader, make_runner
 
 
 def make(tmp_path: Path, epochs: int, checkpoint: dict[str, Any] | None, **changes: Any) -> Runner:
@@ -37,15 +20,21 @@ def make(tmp_path: Path, epochs: int, checkpoint: dict[str, Any] | None, **chang
     return make_runner(tmp_path, train_cfg=dict(max_epochs=epochs), default_hooks=dict(checkpoint=checkpoint), **changes)
 
 
-def make_best(tmp_path: Path, *values: float | None, name: str = "acc", **checkpoint: Any) -> Runner:
-    """Return a runner whose validations give these values."""
-    metric = FixedMetric(*values, name=name)
-    return make(tmp_path, len(values), dict(interval=100, save_last=False, save_best=name) | checkpoint, val_evaluator=metric)
+def asked_for(runner: Runner) -> list[str]:
+    """Return a list that fills with the names that are asked for; nothing is written."""
+    names: list[str] = []
+
+    def note(name: str) -> None:
+        names.append(name)
+        raise Skip("only noted")
+
+    runner.bus.subscribe(BeforeSaveCheckpoint, note)
+    return names
 
 
-def best_of(work_dir: Path) -> list[str]:
-    """Return the names of the best checkpoints."""
-    return [name for name in checkpoints(work_dir) if name.startswith("best_")]
+def named(template: str, *numbers: int) -> list[str]:
+    """Return the names of checkpoints."""
+    return [template.format(number) for number in numbers]
 
 
 @pytest.mark.parametrize(
@@ -90,223 +79,229 @@ def test_an_interval_is_inherited_where_it_is_not_set(tmp_path: Path) -> None:
     assert checkpoints(tmp_path) == ["epoch_2", "epoch_3"]
 
 
-# --- the best one -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("values", "options", "best"),
+    ("epochs", "options", "saved"),
     [
-        ((0.1, 0.3, 0.2), {}, "best_acc_epoch_2"),
-        ((0.3, 0.3, 0.3), {}, "best_acc_epoch_1"),
-        ((0.3, 0.2, 0.1), dict(rule="less"), "best_acc_epoch_3"),
-        ((math.nan, 0.2, math.nan), {}, "best_acc_epoch_2"),
-        ((math.nan, math.nan), {}, None),
-        ((None, 0.2, None), {}, "best_acc_epoch_2"),
-        ((-math.inf, math.inf, 1.0), {}, "best_acc_epoch_2"),
-        ((math.inf, 0.1), dict(rule="less"), "best_acc_epoch_2"),
-        ((0, 1, 1), {}, "best_acc_epoch_2"),
-        ((0.1, 0.3, 0.2), dict(save_best="auto"), "best_acc_epoch_2"),
+        (11, dict(interval=4, save_begin=2), [2, 6, 10, 11]),
+        (11, dict(interval=4, save_begin=2, save_last=False), [2, 6, 10]),
+        (20, dict(interval=5), [5, 10, 15, 20]),
+        (20, dict(interval=5, save_begin=5), [5, 10, 15, 20]),
+        (5, dict(interval=1, save_begin=3), [3, 4, 5]),
+        (4, dict(interval=3, save_begin=5), [4]),
+        (4, dict(interval=3, save_begin=5, save_last=False), []),
+        (4, dict(interval=-1, save_begin=2), [4]),
+        (4, dict(interval=2, save_begin=1), [1, 3, 4]),
     ],
 )
-def test_the_best_checkpoint_is_kept(
-    values: tuple[float, ...], options: dict[str, Any], best: str | None, tmp_path: Path
+@pytest.mark.parametrize("by_epoch", [True, False])
+def test_saving_begins_when_it_should(
+    by_epoch: bool, epochs: int, options: dict[str, Any], saved: list[int], tmp_path: Path
 ) -> None:
-    """Strictly better, by the rule; NaN never wins."""
-    runner = make_best(tmp_path, *values, **options)
+    """Epochs of one iteration each, so that both units give the same numbers."""
+    runner = make(tmp_path, epochs, options | dict(by_epoch=by_epoch), val_dataloader=None, train_dataloader=make_loader(4))
+    names = asked_for(runner)
     runner.train()
-    assert best_of(tmp_path) == ([best] if best else [])
-    assert runner.message_hub.get_info("best_ckpt") == best
-    if best:
-        info = CheckpointStore(tmp_path / "checkpoints").get(best)
-        assert info.role == "best"
-        assert info.epoch == int(best[-1])
+    assert names == named("epoch_{}" if by_epoch else "iter_{}", *saved)
 
 
 @pytest.mark.parametrize(
-    ("metric", "rule"),
+    ("options", "saved"),
     [
-        ("accuracy", "greater"),
-        ("top1", "greater"),
-        ("AUROC", None),
-        ("loss", "less"),
-        ("val_loss", "less"),
-        ("miou_loss", "greater"),
-        ("coco/bbox_mAP", "greater"),
-        ("f1_score", "greater"),
-        ("mean_squared_error", "less"),
-        ("fluffiness", None),
+        (dict(interval=1), ["epoch_1"]),
+        (dict(interval=-1), ["epoch_1"]),
+        (dict(interval=-1, save_last=False), []),
+        (dict(interval=2, by_epoch=False), ["iter_2", "iter_4", "iter_5"]),
+        (dict(interval=2, by_epoch=False, save_last=False), ["iter_2", "iter_4"]),
+        (dict(interval=2, by_epoch=False, save_begin=3), ["iter_3", "iter_5"]),
     ],
 )
-def test_the_rule_is_told_from_the_name_where_it_can_be(metric: str, rule: str | None) -> None:
-    """Otherwise the error asks for it."""
-    if rule is None:
-        with pytest.raises(ValueError, match=rf"{metric}.*rule='greater'"):
-            rule_of(metric)
-    else:
-        assert rule_of(metric) == rule
-
-
-def test_auto_takes_the_first_metric_and_stays_with_it(tmp_path: Path) -> None:
-    """The evaluator's, which come before the loss."""
-    runner = make_best(tmp_path, 0.1, 0.3, 0.2, save_best="auto")
+def test_a_run_that_counts_iterations_is_one_epoch(options: dict[str, Any], saved: list[str], tmp_path: Path) -> None:
+    """Which ends with the run."""
+    cfg = dict(by_epoch=False, max_iters=5)
+    runner = make_runner(tmp_path, train_cfg=cfg, default_hooks=dict(checkpoint=options), val_dataloader=None)
+    names = asked_for(runner)
     runner.train()
-    assert runner.message_hub.get_info("best_score") == 0.3
+    assert names == saved
 
 
-@pytest.mark.parametrize("name", ["coco/bbox_mAP", "AR@100", "acc top 1", "précision_acc"])
-def test_any_name_of_a_metric_makes_a_good_directory(name: str, tmp_path: Path) -> None:
-    """What a directory should not hold becomes an underscore."""
-    runner = make_best(tmp_path, 0.1, 0.2, name=name)
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "saved"),
+    [
+        (dict(interval=2, filename_tmpl="mine-{}.v1"), ["mine-2.v1", "mine-3.v1"]),
+        (dict(interval=4, by_epoch=False, filename_tmpl="{}_steps"), ["4_steps", "8_steps", "9_steps"]),
+    ],
+)
+def test_a_template_names_the_checkpoints(options: dict[str, Any], saved: list[str], tmp_path: Path) -> None:
+    """Three epochs of three iterations."""
+    runner = make(tmp_path, 3, options, val_dataloader=None)
+    names = asked_for(runner)
     runner.train()
-    (best,) = best_of(tmp_path)
-    assert best.startswith("best_")
-    assert best.endswith("_epoch_2")
+    assert names == saved
 
 
-def test_best_checkpoints_do_not_count_as_periodic_ones(tmp_path: Path) -> None:
-    """Both kinds keep their own number."""
-    runner = make_best(tmp_path, 0.3, 0.2, 0.1, interval=1, max_keep_ckpts=1)
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "saved"),
+    [
+        (dict(interval=3), ["epoch_2"]),
+        (dict(interval=2), ["epoch_2"]),
+        (dict(interval=3, filename_tmpl="mine_{}"), ["mine_2"]),
+        (dict(interval=3, save_last=False), []),
+        (dict(interval=5, by_epoch=False), ["iter_5", "iter_6"]),
+        (dict(interval=3, by_epoch=False), ["iter_3", "iter_6"]),
+    ],
+)
+def test_the_last_one_is_saved_when_a_hook_ends_training_early(options: dict[str, Any], saved: list[str], tmp_path: Path) -> None:
+    """After the second of five epochs, and not twice where it is there already."""
+    runner = make(tmp_path, 5, options, val_dataloader=None)
+
+    def end(epoch: int) -> None:
+        runner.train_loop.stop_training = epoch == 1
+
+    runner.bus.subscribe(AfterTrainEpoch, end)
+    names = asked_for(runner)
     runner.train()
-    assert checkpoints(tmp_path) == ["best_acc_epoch_1", "epoch_3"]
+    assert names == saved
 
 
-def test_a_superseded_best_goes_only_when_the_newer_one_is_there(tmp_path: Path) -> None:
-    """If the newer one cannot be saved, the older one stays."""
-    runner = make_best(tmp_path, 0.1, 0.2)
-
-    def spoil(name: str, checkpoint: dict[str, Any]) -> None:
-        if name == "best_acc_epoch_2":
-            checkpoint["mine"] = object()
-
-    runner.bus.subscribe(BeforeSaveCheckpoint, spoil)
-    with pytest.raises(TypeError, match="mine"):
-        runner.train()
-    assert best_of(tmp_path) == ["best_acc_epoch_1"]
-    load_checkpoint(tmp_path / "checkpoints" / "best_acc_epoch_1")
-
-
-def test_a_best_save_that_was_skipped_does_not_fail_the_next_one(tmp_path: Path) -> None:
-    """There is nothing to supersede then."""
-    runner = make_best(tmp_path, 0.1, 0.2, 0.3)
-
-    def skip(name: str) -> None:
-        if name == "best_acc_epoch_2":
-            raise Skip("no room")
-
-    runner.bus.subscribe(BeforeSaveCheckpoint, skip)
+@pytest.mark.parametrize(
+    ("iteration", "options", "saved"),
+    [
+        (3, dict(interval=5), ["iter_4"]),
+        (3, dict(interval=1, filename_tmpl="mine_{}"), ["mine_1", "iter_4"]),
+        (3, dict(interval=5, by_epoch=False, filename_tmpl="mine_{}"), ["mine_4"]),
+        (3, dict(interval=4, by_epoch=False), ["iter_4"]),
+        (3, dict(interval=5, save_last=False), []),
+        (5, dict(interval=5), ["epoch_2"]),
+        (5, dict(interval=2), ["epoch_2"]),
+    ],
+)
+def test_the_last_one_is_saved_when_somebody_stops_the_run(
+    iteration: int, options: dict[str, Any], saved: list[str], tmp_path: Path
+) -> None:
+    """In the middle of the second epoch, or at its end."""
+    runner = make(tmp_path, 5, options, val_dataloader=None)
+    runner.bus.subscribe(AfterTrainIter, at_iter(iteration, runner.stop))
+    names = asked_for(runner)
     runner.train()
-    assert "best_acc_epoch_3" in best_of(tmp_path)
+    assert names == saved
 
 
-def test_a_validation_of_its_own_saves_nothing(tmp_path: Path) -> None:
-    """Nor does it count as the best so far."""
-    runner = make_best(tmp_path, 0.9, 0.1, 0.2)
-    runner.val()
-    assert checkpoints(tmp_path) == []
-    runner.train_loop.max_epochs = 2
+def test_a_stopped_run_that_counts_iterations_saves_the_iteration(tmp_path: Path) -> None:
+    """Its one epoch is not over."""
+    runner = make_runner(tmp_path, train_cfg=dict(by_epoch=False, max_iters=9), val_dataloader=None)
+    runner.bus.subscribe(AfterTrainIter, at_iter(3, runner.stop))
     runner.train()
-    assert best_of(tmp_path) == ["best_acc_epoch_2"]
+    assert checkpoints(tmp_path) == ["iter_4"]
 
 
-def test_two_hooks_keep_the_best_of_two_metrics(tmp_path: Path) -> None:
-    """A second CheckpointHook among the custom hooks."""
-    extra = dict(type="CheckpointHook", save_best="loss", save_last=False)
-    metric = FixedMetric(0.3, 0.2, 0.1)
-    runner = make(tmp_path, 3, dict(save_best="acc", interval=-1, save_last=False), val_evaluator=metric, custom_hooks=[extra])
+def test_going_on_after_a_stop_saves_nothing_twice(tmp_path: Path) -> None:
+    """What was saved at the stop is not asked for again, and the rest follows."""
+    runner = make(tmp_path, 2, dict(interval=1), val_dataloader=None)
+    stop = runner.bus.subscribe(AfterTrainIter, at_iter(1, runner.stop))
+    names = asked_for(runner)
     runner.train()
-    assert [name.rpartition("_epoch")[0] for name in best_of(tmp_path)] == ["best_acc", "best_loss"]
-
-
-# --- what is inside ---------------------------------------------------------------------------------------------------
-
-
-def test_a_checkpoint_holds_the_whole_state(tmp_path: Path) -> None:
-    """Model, optimizer, schedules, hub, hooks, random generators and counters, exactly."""
-
-    class Counting(Hook):
-        def __init__(self) -> None:
-            self.seen = 0
-
-        def after_train_iter(self) -> None:
-            self.seen += 1
-
-        def state_dict(self) -> dict[str, Any]:
-            return {"seen": self.seen}
-
-    scheduler = dict(type="StepLR", step_size=1, gamma=0.5)
-    runner = make(tmp_path, 2, dict(save_best="loss"), param_scheduler=scheduler, custom_hooks=[Counting(), Counting()])
-    expected: dict[str, Any] = {}
-
-    def keep(name: str, checkpoint: dict[str, Any], runner: Runner) -> None:
-        if name == "epoch_2":
-            momentum = checkpoint["optimizer"]["state"][0]["momentum_buffer"].clone()
-            expected.update(weights=weights(runner.model), momentum=momentum, torch=checkpoint["rng"]["torch"].clone())
-
-    runner.bus.subscribe(BeforeSaveCheckpoint, keep, priority="LOWEST")
+    stop.cancel()
     runner.train()
-    checkpoint = load_checkpoint(tmp_path / "checkpoints" / "epoch_2")
-    assert same(dict(checkpoint["state_dict"]), expected["weights"])
-    assert torch.equal(checkpoint["optimizer"]["state"][0]["momentum_buffer"], expected["momentum"])
-    assert checkpoint["optimizer"]["param_groups"][0]["lr"] == 0.025
-    assert checkpoint["param_schedulers"][0]["last_epoch"] == 2
-    assert checkpoint["progress"] == {"epoch": 2, "iter": 6, "batch_idx": 0}
-    assert (checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"], checkpoint["meta"]["seed"]) == (2, 6, 0)
-    assert checkpoint["hooks"]["Counting"] == {"seen": 6}
-    assert checkpoint["hooks"]["Counting_2"] == {"seen": 6}
-    assert checkpoint["hooks"]["CheckpointHook"]["best_checkpoint"].startswith("best_loss_epoch_")
-    assert torch.equal(checkpoint["rng"]["torch"], expected["torch"])
-    assert set(checkpoint["rng"]) >= {"python", "numpy", "torch"}
-    assert len(checkpoint["message_hub"]["log_scalars"]["train/loss"][0]) == 6
-
-
-def test_the_weights_load_with_safetensors_alone(tmp_path: Path) -> None:
-    """No hookbus is needed to use a trained model."""
-    runner = make(tmp_path, 2, {})
     runner.train()
-    loaded = load_file(tmp_path / "checkpoints" / "epoch_2" / "model.safetensors")
-    assert same(loaded, weights(runner.model))
+    assert names == ["iter_2", "epoch_1", "epoch_2"]
 
 
-def test_a_checkpoint_saved_in_mid_epoch_knows_its_place(tmp_path: Path) -> None:
-    """Completed batches of the running epoch are part of the progress."""
-    runner = make(tmp_path, 2, dict(interval=4, by_epoch=False, save_last=False))
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(interval=0), ["interval = 0", "at least 1"]),
+        (dict(interval=True), ["interval = True"]),
+        (dict(interval="5"), ["interval = '5'"]),
+        (dict(max_keep_ckpts=-2), ["max_keep_ckpts = -2", "-1 to keep all"]),
+        (dict(save_begin=-1), ["save_begin = -1", "at least 0"]),
+        (dict(by_epoch=1), ["by_epoch = 1", "True or False"]),
+        (dict(out_dir=""), ["out_dir = ''", "a path"]),
+        (dict(save_best=[]), ["save_best = []", "a list of texts"]),
+        (dict(save_best=["auto", "acc"]), ["save_best = ['auto', 'acc']", "alone"]),
+        (dict(save_best=["acc", "acc"]), ["save_best = ['acc', 'acc']", "once"]),
+        (dict(save_best=["a/acc", "a_acc"]), ["save_best = ['a/acc', 'a_acc']", "still differ"]),
+        (dict(save_best="acc" * 33), ["save_best = 'accacc", "100 letters"]),
+        (dict(save_best="fluff"), ["save_best = 'fluff'", "rule='greater'"]),
+        (dict(save_best=["acc", "loss"], rule=["less"] * 3), ["rule = ['less', 'less', 'less']", "each of the 2 metrics"]),
+        (dict(save_best="acc", rule="lesser"), ["rule = 'lesser'", "did you mean 'less'"]),
+        (dict(greater_keys=["acc"]), ["greater_keys=['acc']", "save_best"]),
+        (dict(save_best="acc", less_keys=[1]), ["less_keys = [1]", "texts"]),
+        (dict(filename_tmpl="epoch"), ["filename_tmpl = 'epoch'", "one {}"]),
+        (dict(filename_tmpl="{}_{}"), ["filename_tmpl = '{}_{}'", "one {}"]),
+        (dict(filename_tmpl="../{}"), ["filename_tmpl = '../{}'", "a name of letters"]),
+        (dict(filename_tmpl="{0}"), ["filename_tmpl = '{0}'"]),
+        (dict(published_keys=["meta"]), ["published_keys = 'meta'", "state_dict, averaged"]),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(options: dict[str, Any], words: list[str]) -> None:
+    """With its value and what was expected."""
+    with pytest.raises(ConfigError) as caught:
+        CheckpointHook(**options)
+    assert [word for word in ["CheckpointHook.", *words] if word not in str(caught.value)] == [], str(caught.value)
+
+
+def test_all_wrong_options_are_named_at_once() -> None:
+    """So that one run of the script is enough to mend them."""
+    with pytest.raises(ConfigError, match=r"(?s)2 problems.*interval = 0.*save_begin = -1"):
+        CheckpointHook(interval=0, save_begin=-1)
+
+
+# --- several hooks in one run -----------------------------------------------------------------------------------------
+
+
+def second(**options: Any) -> dict[str, Any]:
+    """Return the config of one more hook."""
+    return dict(type="CheckpointHook", save_last=False) | options
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "kept"),
+    [
+        (dict(interval=1, max_keep_ckpts=2), second(interval=3), [3, 6, 7, 8]),
+        (dict(interval=1, max_keep_ckpts=2), second(interval=3, max_keep_ckpts=1), [6, 7, 8]),
+        (dict(interval=3, save_last=False), second(interval=1, max_keep_ckpts=2), [3, 6, 7, 8]),
+        (dict(interval=2, max_keep_ckpts=1), second(interval=3, max_keep_ckpts=1), [6, 8]),
+    ],
+)
+def test_two_hooks_never_delete_what_the_other_keeps(
+    first: dict[str, Any], other: dict[str, Any], kept: list[int], tmp_path: Path
+) -> None:
+    """Each counts its own; what both asked for stays while one of them keeps it. Eight epochs."""
+    runner = make(tmp_path, 8, first, custom_hooks=[other], val_dataloader=None, train_dataloader=make_loader(4))
     runner.train()
-    assert load_checkpoint(tmp_path / "checkpoints" / "iter_4")["progress"] == {"epoch": 1, "iter": 4, "batch_idx": 1}
+    assert checkpoints(tmp_path) == named("epoch_{}", *kept)
 
 
-def test_what_hooks_put_into_a_checkpoint_is_there_when_it_is_loaded(tmp_path: Path) -> None:
-    """And may be edited before it is taken over."""
-
-    class Marking(Hook):
-        def before_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-            checkpoint["mark"] = {"shape": (1, 2), "tensor": torch.arange(3)}
-
-        def after_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-            assert checkpoint["mark"]["shape"] == (1, 2)
-            checkpoint["state_dict"]["bias"] = torch.full((3,), 7.0)
-
-    make(tmp_path / "a", 1, {}, custom_hooks=[Marking()]).train()
-    runner = make(tmp_path / "b", 1, {}, custom_hooks=[Marking()], load_from=tmp_path / "a" / "checkpoints" / "epoch_1")
-    runner.test()
-    assert runner.model.state_dict()["bias"].tolist() == [7.0] * 3
-    assert runner.epoch == 0
-
-
-def test_saving_between_runs_happens_at_once(tmp_path: Path) -> None:
-    """There is no boundary to wait for."""
-    runner = make(tmp_path, 1, None)
+def test_what_somebody_saved_by_hand_is_not_counted(tmp_path: Path) -> None:
+    """It stays until it is removed by hand."""
+    runner = make(tmp_path, 3, dict(interval=1, max_keep_ckpts=1), val_dataloader=None)
+    runner.bus.subscribe(AfterTrainIter, at_iter(1, lambda: runner.save_checkpoint("mine")))
     runner.train()
-    path = runner.save_checkpoint("mine")
-    assert path == tmp_path / "checkpoints" / "mine"
-    assert checkpoints(tmp_path) == ["mine"]
+    assert checkpoints(tmp_path) == ["epoch_3", "mine"]
 
 
-def test_the_checkpoints_of_an_earlier_run_are_set_aside(tmp_path: Path) -> None:
-    """A fresh run in the same directory neither mixes with them nor deletes them."""
-    make(tmp_path, 3, {}).train()
-    runner = make(tmp_path, 1, dict(max_keep_ckpts=1))
+def test_a_hook_that_was_put_on_the_bus_by_hand_counts_its_own_as_well(tmp_path: Path) -> None:
+    """Neither those of the runner's hook nor those saved by hand."""
+    runner = make(tmp_path, 3, dict(interval=2, save_last=False), val_dataloader=None)
+    runner.bus.add_hook(CheckpointHook(interval=1, max_keep_ckpts=1))
+    runner.bus.subscribe(AfterTrainIter, at_iter(1, lambda: runner.save_checkpoint("mine")))
     runner.train()
-    assert checkpoints(tmp_path) == ["epoch_1"]
-    (aside,) = tmp_path.glob("checkpoints_before_*")
-    assert sorted(path.name for path in aside.iterdir()) == ["epoch_1", "epoch_2", "epoch_3"]
-    assert "were moved to" in (runner.log_dir / "train.log").read_text()
+    assert checkpoints(tmp_path) == ["epoch_2", "epoch_3", "mine"]
+
+
+def test_a_limit_that_shrank_takes_effect_with_the_next_save(tmp_path: Path) -> None:
+    """After a restart with another option."""
+    make(tmp_path, 4, dict(interval=1), val_dataloader=None).train()
+    runner = make(tmp_path, 5, dict(interval=1, max_keep_ckpts=2), val_dataloader=None, resume=True)
+    runner.train()
+    assert checkpoints(tmp_path) == ["epoch_4", "epoch_5"]
+    assert [info.role for info in CheckpointStore(tmp_path / "checkpoints").list()] == ["periodic", "periodic"]
