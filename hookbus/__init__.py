@@ -44,10 +44,13 @@ __all__ = (
     "LogProcessor",
     "MessageHub",
     "MountPoint",
+    "OptimWrapper",
+    "OptimWrapperDict",
     "Priority",
     "Record",
     "RunEnded",
     "RunFailed",
+    "RunPlace",
     "Runner",
     "Skip",
     "Snapshot",
@@ -112,11 +115,12 @@ if TYPE_CHECKING:
     from hookbus.log_processor import LogProcessor
     from hookbus.loops import BaseLoop
     from hookbus.mailbox import Acknowledgement
+    from hookbus.optim import OptimWrapper, OptimWrapperDict
     from hookbus.priority import Priority
     from hookbus.registry import AVERAGERS, HOOKS, LOOPS, METRICS, OPTIMIZERS, PARAM_SCHEDULERS, WRITERS
     from hookbus.runner import Runner
     from hookbus.wire import decode_event, encode_event
-    from hookbus.writers import Record, Writer
+    from hookbus.writers import Record, RunPlace, Writer
 
 _HOME = {
     "hookbus.bus": "EventBus Subscription every on",
@@ -133,11 +137,12 @@ _HOME = {
     "hookbus.log_processor": "LogProcessor",
     "hookbus.loops": "BaseLoop",
     "hookbus.mailbox": "Acknowledgement",
+    "hookbus.optim": "OptimWrapper OptimWrapperDict",
     "hookbus.priority": "Priority",
     "hookbus.registry": "AVERAGERS HOOKS LOOPS METRICS OPTIMIZERS PARAM_SCHEDULERS WRITERS",
     "hookbus.runner": "Runner",
     "hookbus.wire": "decode_event encode_event",
-    "hookbus.writers": "Record Writer",
+    "hookbus.writers": "Record RunPlace Writer",
 }
 """Where each public name lives."""
 

@@ -191,6 +191,8 @@ class StepEvent(MountPoint):
     """A point inside a training iteration."""
 
     batch_idx: int
+    optimizer: str = ""
+    """The name of the optimizer, where there are several."""
     mode: ClassVar[Mode | None] = "train"
     counted: ClassVar[tuple[str, int] | None] = ("iter", 1)
 

@@ -10,7 +10,7 @@ from typing import Any
 class Progress:
     """Counts completed things; written by the loops, read by everybody."""
 
-    __slots__ = ("batch_idx", "epoch", "iter")
+    __slots__ = ("batch_idx", "epoch", "iter", "validation_due")
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -19,15 +19,17 @@ class Progress:
         """Completed training iterations."""
         self.batch_idx = 0
         """Completed batches of the running epoch."""
+        self.validation_due = False
+        """Whether a validation is to come before training goes on."""
 
     def __repr__(self) -> str:
         return f"<Progress: {self.epoch} epochs, {self.iter} iterations>"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counters."""
-        return {"epoch": self.epoch, "iter": self.iter, "batch_idx": self.batch_idx}
+        """Return the counters, and what is due."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from saved counters."""
-        self.epoch, self.iter = state_dict["epoch"], state_dict["iter"]
-        self.batch_idx = state_dict["batch_idx"]
+        for name in self.__slots__:
+            setattr(self, name, state_dict[name])

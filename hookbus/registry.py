@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, cast, overload
 
 from hookbus._config import Constructor, copied, place, refuse, shown
-from hookbus.errors import ConfigError, choices, nearest
+from hookbus.errors import ConfigError, HookbusError, choices, describe_error, nearest
 
 T = TypeVar("T")
 _NOTHING: Mapping[str, object] = MappingProxyType({})
@@ -99,13 +99,16 @@ class Registry:
         reads itself: they may stand in the config, and the constructor gets one only if it has a parameter of that name.
 
         Raises:
-            ConfigError: the config does not fit; names every problem with its path, value and what was expected.
+            ConfigError: the config does not fit; names every problem with its path, value and what was expected. Or the
+                constructor raised a TypeError or a ValueError, which is then its cause.
         """
         cls, arguments, problems = self._read(config, path, given, extra_keys)
         refuse(problems)
         try:
             return cls(**arguments)
         except Exception as error:
+            if isinstance(error, TypeError | ValueError) and not isinstance(error, HookbusError):
+                raise ConfigError(f"{path}: {cls.__qualname__} refuses its options: {describe_error(error)}") from error
             error.add_note(f"while building {cls.__qualname__} from {path}")
             raise
 
@@ -222,6 +225,7 @@ LOOPS = Registry(
     "loop",
     {
         "EpochBasedTrainLoop": "hookbus.loops.epoch_based:EpochBasedTrainLoop",
+        "IterBasedTrainLoop": "hookbus.loops.iter_based:IterBasedTrainLoop",
         "ValLoop": "hookbus.loops.val:ValLoop",
         "TestLoop": "hookbus.loops.test:TestLoop",
     },
@@ -230,7 +234,11 @@ LOOPS = Registry(
 
 WRITERS = Registry(
     "writer",
-    {"terminal": "hookbus.writers.terminal:TerminalWriter", "jsonl": "hookbus.writers.jsonl:JsonlWriter"},
+    {
+        "terminal": "hookbus.writers.terminal:TerminalWriter",
+        "jsonl": "hookbus.writers.jsonl:JsonlWriter",
+        "tensorboard": "hookbus.writers.tensorboard:TensorboardWriter",
+    },
 )
 """Where `LoggerHook` can write its records to."""
 

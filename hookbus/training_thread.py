@@ -1,9 +1,10 @@
 """The thread that trains: runs the loop and all inline handlers, and is asked for things only through its mailbox.
 
-There are two kinds of requests. Functions for the main stream run at the next safe point: between two mount points,
-and whenever the thread waits. What would disturb a step - a stop, a save - waits for the step boundary: behind the
-last handler of an iteration, an epoch or a validation, when the counters have moved. The thread has one way to wait,
-`Mailbox.wait`, and that serves the mailbox.
+There are three kinds of requests. Functions for the main stream run at the next safe point: between two mount points,
+and whenever the thread waits. What needs the whole state - a save - waits for the step boundary: behind the last
+handler of an iteration, an epoch or a validation, when the counters have moved. A stop and a pause take effect there,
+and also between two batches of a validation or test, when data arrives that was waited for, and in a pause. The thread
+has one way to wait, `Mailbox.wait`, and that serves the mailbox.
 """
 
 from __future__ import annotations
@@ -28,6 +29,13 @@ from hookbus.progress import Progress
 from hookbus.types import Backend
 
 T = TypeVar("T")
+
+
+_Request = tuple[Callable[[], Any], Acknowledgement[Any]]
+
+
+def _wake_up() -> None:
+    """Make a thread that waits look again."""
 
 
 class TookEffect(NamedTuple):
@@ -55,13 +63,15 @@ class TrainingThread:
         self.bridge = Bridge(self.mailbox)
         self.stop_requested = False
         """Whether a stop has taken effect; the loops leave at once."""
+        self.is_paused = False
         self._hub = hub
         self._progress = progress
         self._main_stream = main_stream
         self._backend = backend
         self._loop_thread: LoopThread | None = None
         self._cancelled = False
-        self._at_boundary: deque[tuple[Callable[[], Any], Acknowledgement[Any]]] = deque()
+        self._at_boundary: deque[_Request] = deque()
+        self._controls: deque[_Request] = deque()
         self._closed = False
         self._lock = threading.RLock()  # reentrant, because a signal handler may ask for something, too
 
@@ -86,18 +96,18 @@ class TrainingThread:
         if not self.mailbox.empty():
             self.mailbox.serve()
 
-    def between_evaluations(self) -> None:
-        """Be at a safe point between two iterations of a validation or test; what waits for a boundary goes on waiting.
+    def control_point(self) -> None:
+        """Let stops and pauses take effect between two steps; saves go on waiting for a boundary.
 
         Raises:
             CrossingCancelled: the run was cancelled.
         """
         self.safe_point()
-        if self._cancelled:
-            raise CrossingCancelled
+        self._carry_out(self._controls)
+        self._pause_if_asked(self._controls)
 
     def step_boundary(self) -> None:
-        """Let stops and saves take effect; the counters have moved.
+        """Let everything take effect that was asked for; the counters have moved.
 
         An action that fails ends the run: a save that was asked for and did not happen must not pass unnoticed.
 
@@ -106,13 +116,26 @@ class TrainingThread:
         """
         if not self.mailbox.empty():
             self.mailbox.serve()
-        while self._at_boundary:
-            action, answer = self._at_boundary.popleft()
-            answer.carry_out_or_raise(action)
+        if self._at_boundary or self._controls:
+            self._carry_out(self._at_boundary, self._controls)
         if self._hub.dirty:  # written between two publishes, by the model for instance
             self._hub.commit()
+        if self.is_paused or self._cancelled:
+            self._pause_if_asked(self._at_boundary, self._controls)
+
+    def _pause_if_asked(self, *queues: deque[_Request]) -> None:
+        """Wait while the run is paused; what the queues get meanwhile takes effect at once."""
+        while self.is_paused and not self.stop_requested and not self._cancelled:
+            self.mailbox.wait(lambda: self._cancelled or any(queues))
+            self._carry_out(*queues)
         if self._cancelled:
             raise CrossingCancelled
+
+    def _carry_out(self, *queues: deque[_Request]) -> None:
+        for queue in queues:
+            while queue:
+                action, answer = queue.popleft()
+                answer.carry_out_or_raise(action)
 
     def cross(self, function: Callable[..., Awaitable[T]], *arguments: Any, closing: bool = False) -> T:
         """Run a coroutine function on the home loop, each of its steps on the main stream, and wait for it."""
@@ -127,16 +150,18 @@ class TrainingThread:
         with self._lock:
             self._closed = True
         self.mailbox.serve()
-        while self._at_boundary:
-            _, answer = self._at_boundary.popleft()
+        for _, answer in (*self._at_boundary, *self._controls):
             answer.set_error(RunEnded(f"{answer.what} could not take effect: the run ended before the next step boundary"))
             answer.forgive()
+        self._at_boundary.clear()
+        self._controls.clear()
 
     # --- from anywhere ------------------------------------------------------------------------------------------------
 
     def cancel(self) -> None:
         """End the run at the next step boundary."""
         self._cancelled = True
+        self.mailbox.put(_wake_up)
 
     def post(self, emit: Callable[[], T], publish: Callable[[], Awaitable[T]], what: str) -> Acknowledgement[T]:
         """Have an event emitted at the next safe point."""
@@ -154,21 +179,40 @@ class TrainingThread:
 
     def request(self, action: Callable[[], T], what: str) -> Acknowledgement[T]:
         """Have an action taken at the next step boundary."""
+        return self._enqueue(self._at_boundary, action, what)
+
+    def stop(self) -> Acknowledgement[TookEffect]:
+        """Stop the loop at the next step boundary, or earlier where nothing is lost by it."""
+        return self._enqueue(self._controls, self._stop_now, "stop()")
+
+    def pause(self) -> Acknowledgement[TookEffect]:
+        """Hold the loop at the next step boundary, or earlier where nothing is lost by it, until `unpause` or `stop`."""
+        return self._enqueue(self._controls, lambda: self._set_paused(True), "pause()")
+
+    def unpause(self) -> Acknowledgement[TookEffect]:
+        """Let the loop go on."""
+        return self._enqueue(self._controls, lambda: self._set_paused(False), "unpause()")
+
+    def _enqueue(self, queue: deque[_Request], action: Callable[[], T], what: str) -> Acknowledgement[T]:
         answer: Acknowledgement[T] = Acknowledgement(what, check_wait=self._refuse_handlers)
         with self._lock:
             if self._closed:
                 answer.set_error(RunEnded(f"{what} cannot take effect: the run is over"))
                 answer.forgive()
             else:
-                self._at_boundary.append((action, answer))
+                queue.append((action, answer))
+                self.mailbox.put(_wake_up)  # it may wait in a pause
         return answer
-
-    def stop(self) -> Acknowledgement[TookEffect]:
-        """Stop training at the next step boundary."""
-        return self.request(self._stop_now, "stop()")
 
     def _stop_now(self) -> TookEffect:
         self.stop_requested = True
+        return self._now()
+
+    def _set_paused(self, is_paused: bool) -> TookEffect:
+        self.is_paused = is_paused
+        return self._now()
+
+    def _now(self) -> TookEffect:
         return TookEffect(self._progress.epoch, self._progress.iter)
 
     def _refuse_own_thread(self) -> None:

@@ -16,10 +16,16 @@ LAYERS = {
     "_version": 0,
     "types": 0,
     "_config": 0,
+    "_custom_statistics": 0,
+    "_log_copy": 0,
+    "_hub_copy": 0,
     "_named": 0,
     "_scalars": 0,
+    "_sendable": 0,
     "_snapshot": 0,
+    "_strict_json": 0,
     "_waiting": 0,
+    "_worker_failures": 1,
     "mailbox": 0,
     "priority": 0,
     "registry": 0,
@@ -31,13 +37,19 @@ LAYERS = {
     "distributed": 1,
     "hub": 2,
     "bus": 3,
+    "worker_hub": 3,
     "device": 4,
     "checkpoint": 4,
     "evaluation": 4,
+    "samplers": 4,
+    "random_state": 4,
+    "loader_position": 5,
     "writers": 4,
     "averaging": 4,
+    "best_metric": 4,
     "optim": 4,
     "schedulers": 4,
+    "loading": 5,
     "training_thread": 5,
     "steps": 5,
     "log_processor": 5,
@@ -56,10 +68,10 @@ FACE = 9
 """The layer of the package's `__init__.py`: it may import everything, and nothing may import it."""
 
 EXTENSIONS = ("hooks", "loops", "writers")
-"""Folders of interchangeable parts: all but their `base.py` is found through registries."""
+"""Folders of interchangeable parts: all but their `base.py` and `..._base.py` is found through registries."""
 
 LONERS = ("hooks", "loops")
-"""Folders whose files know the `base.py` beside them, and never one another."""
+"""Folders whose files know the `base.py` and `..._base.py` beside them, and never one another."""
 
 EVENT_LOOPS = ("asyncio", "trio", "uvloop", "sniffio")
 """What only `bridge.py` imports; modules above the runner may serve one of them on purpose."""
@@ -164,7 +176,7 @@ def _broken_rule(module: str, target: str) -> str | None:
         return _broken_rule_outside(own, module, target)
     if _part(module) == _part(target):
         return _broken_rule_in_a_folder(module, target)
-    if _part(module) in (*EXTENSIONS, "runner") and _part(target) in EXTENSIONS and not target.endswith(".base"):
+    if _part(module) in (*EXTENSIONS, "runner") and _part(target) in EXTENSIONS and not target.endswith("base"):
         return "hooks, loops and writers are found through their registries"
     theirs = layer_of(target)
     if theirs is None or theirs < own or theirs == own == 0:
@@ -180,7 +192,7 @@ def _broken_rule_outside(own: int, module: str, target: str) -> str | None:
 
 def _broken_rule_in_a_folder(module: str, target: str) -> str | None:
     is_face_of_the_folder = module.count(".") == 1
-    if _part(module) in LONERS and not is_face_of_the_folder and not target.endswith(".base"):
+    if _part(module) in LONERS and not is_face_of_the_folder and not target.endswith("base"):
         return f"files in {_part(module)}/ import base.py of their folder and never one another"
     return None
 

@@ -600,7 +600,7 @@ def test_a_config_is_never_changed() -> None:
     assert list(config) == list(before)
 
 
-@pytest.mark.parametrize("error", [ValueError("patience must be at least 1"), TypeError("no"), RuntimeError("no")], ids=repr)
+@pytest.mark.parametrize("error", [ConfigError("patience must be at least 1"), RuntimeError("no"), KeyError("no")], ids=repr)
 def test_an_error_of_a_constructor_arrives_as_itself(error: Exception) -> None:
     """A note says what was being built."""
 
@@ -613,6 +613,19 @@ def test_an_error_of_a_constructor_arrives_as_itself(error: Exception) -> None:
     assert caught.value is error
     assert error.__notes__ == [f"while building {Picky.__qualname__} from custom_hooks[3]"]
     assert caught.traceback[-1].name == "__init__"
+
+
+@pytest.mark.parametrize("error", [ValueError("patience must be at least 1"), TypeError("no")], ids=repr)
+def test_options_that_a_constructor_refuses_are_an_error_of_the_config(error: Exception) -> None:
+    """Which names the place, and has what the constructor raised as its cause."""
+
+    class Picky:
+        def __init__(self) -> None:
+            raise error
+
+    with pytest.raises(ConfigError, match=rf"custom_hooks\[3\]: .*Picky refuses its options: .*{error}") as caught:
+        make_registry(Picky).build(dict(type="Picky"), path="custom_hooks[3]")
+    assert caught.value.__cause__ is error
 
 
 # a config is data

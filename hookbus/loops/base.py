@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ("BaseLoop", "EvaluationLoop", "LoopContext")
+__all__ = ("BaseLoop", "LoopContext")
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -14,11 +15,10 @@ import torch
 
 from hookbus.bus import EventBus
 from hookbus.errors import EmptyDataLoader, Skip
-from hookbus.evaluation import Evaluation
-from hookbus.events import EpochEvent, Event, IterEvent, PhaseEvent
+from hookbus.events import EpochEvent, PhaseEvent
 from hookbus.hub import MessageHub
+from hookbus.loading import start_loading, stop_loading
 from hookbus.progress import Progress
-from hookbus.steps import EvaluationStep
 from hookbus.training_thread import TrainingThread
 
 
@@ -64,6 +64,11 @@ class BaseLoop(ABC):
             return None
 
     @property
+    def epoch_length(self) -> int | None:
+        """The iterations of one epoch, or None where that is unknown."""
+        return self.num_batches
+
+    @property
     def runner(self) -> Any:
         """The runner that this loop belongs to."""
         return self.context.runner
@@ -76,78 +81,45 @@ class BaseLoop(ABC):
         return bus.emit(event_type(epoch=progress.epoch, iter=progress.iter, **facts), {"runner": self.context.runner})
 
     def batches(self, where: str) -> Iterator[tuple[int, Any, float]]:
-        """Yield number, batch on its device, and the seconds it was waited for.
+        """Yield number, batch on its device, and the seconds it was waited for; end early where a stop came meanwhile.
 
         Raises:
             EmptyDataLoader: there was not a single batch.
         """
-        move = self.context.move
-        iterator = iter(self.dataloader)
-        batch_idx = 0
-        while True:
+        move, thread = self.context.move, self.context.live_thread
+        may_leave_a_batch = self._may_leave_a_batch()
+        batch_idx = -1
+        with self._iterating() as iterator:
             asked = perf_counter()
-            try:
-                batch = move(next(iterator))
-            except StopIteration:
-                break
-            yield batch_idx, batch, perf_counter() - asked
-            batch_idx += 1
-        if batch_idx == 0:
-            size = len(self.dataloader.dataset) if hasattr(getattr(self.dataloader, "dataset", None), "__len__") else "unknown"
-            msg = f"the {where} dataloader yielded no batch (size of its dataset: {size}); is drop_last set, or a sampler empty?"
-            raise EmptyDataLoader(msg)
+            for batch_idx, loaded in enumerate(iterator):
+                batch, waited = move(loaded), perf_counter() - asked
+                if may_leave_a_batch:
+                    thread.control_point()
+                    if thread.stop_requested:
+                        return
+                yield batch_idx, batch, waited
+                asked = perf_counter()
+        if batch_idx < 0:
+            raise EmptyDataLoader(_no_batch(where, self.dataloader))
 
-
-class EvaluationLoop(BaseLoop):
-    """One pass over validation or test data; subclasses name the events."""
-
-    name: str
-    before: type[PhaseEvent]
-    before_epoch: type[EpochEvent]
-    before_iter: type[IterEvent]
-    after_iter: type[IterEvent]
-    after_epoch: type[EpochEvent]
-    after: type[PhaseEvent]
-
-    def __init__(self, context: LoopContext, dataloader: Any, *, step: EvaluationStep, evaluation: Evaluation) -> None:
-        super().__init__(context, dataloader)
-        self._step = step
-        self._evaluation = evaluation
-
-    def run(self) -> dict[str, Any]:
-        """Go through the data once and return the metrics; an empty dict if a hook skipped it."""
-        if self.emit(self.before) is not None:
-            return {}
-        self.emit(self.before_epoch)
-        model = self.context.model
-        was_training = model.training
-        model.eval()
+    @contextmanager
+    def _iterating(self) -> Iterator[Iterator[Any]]:
+        """Have the dataloader begin a pass; its workers, if any, end with it."""
+        iterator = start_loading(self.dataloader, self.context.hub, self.runner.logger.warning)
         try:
-            metrics = self._run_epoch()
+            yield iterator
         finally:
-            model.train(was_training)
-        self.emit(self.after_epoch, metrics=metrics)
-        self.emit(self.after)
-        return metrics
+            stop_loading(iterator)
 
-    def _run_epoch(self) -> dict[str, Any]:
-        self._evaluation.reset()
-        for batch_idx, batch, data_time in self.batches(self.name):
-            self._run_iter(batch_idx, batch, data_time)
-        return self._evaluation.compute()
+    def _may_leave_a_batch(self) -> bool:
+        """Return whether a stop may come between the arrival of a batch and its step.
 
-    def _run_iter(self, batch_idx: int, batch: Any, data_time: float) -> None:
-        facts = {"batch_idx": batch_idx, "data_time": data_time}
-        self._emit_iter(self.before_iter, facts, {"data_batch": batch})
-        with torch.no_grad():
-            output = self._step(batch)
-            self._evaluation.update(output, batch)
-        outputs = output.predictions if output.has_predictions else output.scalars
-        self._emit_iter(self.after_iter, facts, {"data_batch": batch, "outputs": outputs})
-        self.context.live_thread.between_evaluations()
+        Not where the arrival moved what checkpoints keep: the random generators of this thread, or a state of the loader.
+        """
+        return not hasattr(self.dataloader, "state_dict") and getattr(self.dataloader, "num_workers", 1) > 0
 
-    def _emit_iter(self, event_type: type[IterEvent], facts: dict[str, Any], live: dict[str, Any]) -> None:
-        bus, progress = self.context.bus, self.context.progress
-        if bus.has_subscribers(event_type):
-            event: Event = event_type(epoch=progress.epoch, iter=progress.iter, **facts)
-            bus.emit(event, {"runner": self.context.runner} | live)
+
+def _no_batch(where: str, dataloader: Any) -> str:
+    dataset: Any = getattr(dataloader, "dataset", None)
+    size = len(dataset) if hasattr(dataset, "__len__") else "unknown"
+    return f"the {where} dataloader yielded no batch (size of its dataset: {size}); is drop_last set, or a sampler empty?"

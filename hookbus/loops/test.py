@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ("TestLoop",)
 
 from hookbus.events import AfterTest, AfterTestEpoch, AfterTestIter, BeforeTest, BeforeTestEpoch, BeforeTestIter
-from hookbus.loops.base import EvaluationLoop
+from hookbus.loops.evaluation_base import EvaluationLoop
 
 
 class TestLoop(EvaluationLoop):

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ("ValLoop",)
 
 from hookbus.events import AfterVal, AfterValEpoch, AfterValIter, BeforeVal, BeforeValEpoch, BeforeValIter
-from hookbus.loops.base import EvaluationLoop
+from hookbus.loops.evaluation_base import EvaluationLoop
 
 
 class ValLoop(EvaluationLoop):

@@ -8,13 +8,12 @@ __all__ = (
     "build_evaluation_loop",
     "build_evaluator",
     "build_log_processor",
-    "build_optim_wrapper",
     "build_options",
     "build_schedulers",
     "build_train_loop",
-    "check_functions",
-    "check_model",
-    "check_phases",
+    "compile_model",
+    "counts_epochs",
+    "train_loop_config",
 )
 
 from collections.abc import Callable, Mapping
@@ -28,76 +27,10 @@ from hookbus.errors import ConfigError
 from hookbus.evaluation import Evaluation
 from hookbus.log_processor import LogProcessor
 from hookbus.loops.base import BaseLoop, LoopContext
-from hookbus.optim import OptimWrapper
-from hookbus.registry import LOOPS, METRICS, OPTIMIZERS
+from hookbus.optim import OptimWrapper, OptimWrapperDict
+from hookbus.registry import LOOPS, METRICS
 from hookbus.schedulers import ParamScheduler, build_param_schedulers
 from hookbus.steps import evaluation_step, train_step
-
-
-def check_model(model: object) -> None:
-    """Refuse what is no module.
-
-    Raises:
-        ConfigError: it is something else, a config for instance.
-    """
-    if not isinstance(model, torch.nn.Module):
-        msg = f"model = {shown(model)}: expected a torch.nn.Module"
-        raise ConfigError(msg)
-
-
-def check_phases(given: Mapping[str, Any]) -> None:
-    """Refuse a phase of which only a part was given, and options that are no dict.
-
-    Raises:
-        ConfigError: names every part that is missing.
-    """
-    configs = {name: given[name] for name in ("train_cfg", "val_cfg", "test_cfg", "randomness")}
-    problems = [f"{k} = {shown(v)}: expected a dict of options" for k, v in configs.items() if not isinstance(v, Mapping | None)]
-    training = {name: given[name] for name in ("train_dataloader", "train_cfg", "optimizer")}
-    missing = [name for name, part in training.items() if part is None]
-    if missing and len(missing) < len(training):
-        present = [name for name in training if name not in missing]
-        needs = "training needs train_dataloader, train_cfg and optimizer"
-        problems.append(f"{needs}; there is {', '.join(present)}, but no {', '.join(missing)}")
-    for phase in ("val", "test"):
-        for part in (f"{phase}_cfg", f"{phase}_evaluator"):
-            if given[part] is not None and given[f"{phase}_dataloader"] is None:
-                problems.append(f"{part} = {shown(given[part])}: there is no {phase}_dataloader for it")
-    refuse(problems)
-
-
-def check_functions(given: Mapping[str, object]) -> None:
-    """Refuse what was given as a function and cannot be called.
-
-    Raises:
-        ConfigError: names each.
-    """
-    refuse([f"{k} = {shown(v)}: expected a function" for k, v in given.items() if v is not None and not callable(v)])
-
-
-def build_optim_wrapper(optimizer: object, model: torch.nn.Module) -> OptimWrapper | None:
-    """Return the optimizer of a run, wrapped.
-
-    Raises:
-        ConfigError: it is none, or it updates no parameter of the model.
-    """
-    if optimizer is None:
-        return None
-    if isinstance(optimizer, OptimWrapper):
-        return optimizer
-    if isinstance(optimizer, Mapping):
-        optimizer = OPTIMIZERS.build(optimizer, path="optimizer", given={"params": model.parameters()})
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        msg = f"optimizer = {shown(optimizer)}: expected a torch optimizer or a dict(type=...)"
-        raise ConfigError(msg)
-    if isinstance(optimizer, torch.optim.LBFGS) and not hasattr(model, "train_step"):
-        msg = "optimizer = LBFGS: it computes the loss several times a step; use it in a train_step method of the model"
-        raise ConfigError(msg)
-    own = {id(parameter) for parameter in model.parameters()}
-    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-        msg = f"optimizer = {type(optimizer).__name__}: it updates no parameter of the model {type(model).__name__}"
-        raise ConfigError(msg)
-    return OptimWrapper(optimizer)
 
 
 def build_dataloader(spec: object, path: str) -> Any:
@@ -146,18 +79,27 @@ def build_options(cls: type, options: Mapping[str, Any] | None, path: str) -> di
     return arguments
 
 
-def build_schedulers(spec: object, optim_wrapper: OptimWrapper | None) -> list[ParamScheduler]:
+def build_schedulers(
+    spec: object, optim_wrapper: OptimWrapper | OptimWrapperDict | None, train_cfg: Mapping[str, Any] | None
+) -> list[ParamScheduler]:
     """Return the schedulers of a run.
 
     Raises:
-        ConfigError: there is no optimizer for them, or one does not fit.
+        ConfigError: one does not fit.
     """
-    if spec is None:
+    if spec is None or optim_wrapper is None:
         return []
-    if optim_wrapper is None:
-        msg = f"param_scheduler = {shown(spec)}: there is no optimizer for it"
-        raise ConfigError(msg)
-    return build_param_schedulers(spec, optim_wrapper.optimizer, loop_by_epoch=True)
+    loop_by_epoch = counts_epochs(train_cfg or {})
+    if isinstance(optim_wrapper, OptimWrapper):
+        return build_param_schedulers(spec, optim_wrapper.optimizer, loop_by_epoch=loop_by_epoch)
+    optimizers = {name: each.optimizer for name, each in optim_wrapper.items()}
+    return build_param_schedulers(spec, optimizers, loop_by_epoch=loop_by_epoch)
+
+
+def compile_model(model: torch.nn.Module, options: bool | Mapping[str, Any]) -> None:
+    """Have torch compile the forward pass when it first runs; in place, so that weights keep their names."""
+    if options is not False:
+        model.compile(**({} if options is True else options))
 
 
 class StepFunctions(NamedTuple):
@@ -173,19 +115,29 @@ def build_train_loop(
     dataloader: Any,
     functions: StepFunctions,
     train_cfg: Mapping[str, Any] | None,
-    optim_wrapper: OptimWrapper | None,
+    optim_wrapper: OptimWrapper | OptimWrapperDict | None,
     val_loop: BaseLoop | None,
 ) -> Any:
     """Return the training loop, or None where the run does not train."""
     if train_cfg is None or optim_wrapper is None:
         return None
-    options = dict(train_cfg)
-    if options.pop("by_epoch", True) is not True:
-        msg = f"train_cfg.by_epoch = {train_cfg['by_epoch']!r}: training by iterations is not available yet"
-        raise NotImplementedError(msg)
     step = train_step(context.model, optim_wrapper, functions.train_step, functions.loss_fn)
     parts = {"context": context, "dataloader": dataloader, "step": step, "val_loop": val_loop}
-    return LOOPS.build({"type": "EpochBasedTrainLoop"} | options, path="train_cfg", given=parts)
+    return LOOPS.build(train_loop_config(train_cfg), path="train_cfg", given=parts)
+
+
+def counts_epochs(train_cfg: Mapping[str, Any]) -> bool:
+    """Return whether the training loop that is asked for counts epochs."""
+    name = train_loop_config(train_cfg)["type"]
+    cls = LOOPS.get(name) if isinstance(name, str) and name in LOOPS else name
+    return bool(getattr(cls, "by_epoch", True))
+
+
+def train_loop_config(train_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of the training loop, its type told from `by_epoch` where it is not given."""
+    options = dict(train_cfg)
+    by_epoch = options.pop("by_epoch", "max_iters" not in options)
+    return {"type": "EpochBasedTrainLoop" if by_epoch else "IterBasedTrainLoop"} | options
 
 
 def build_evaluation_loop(

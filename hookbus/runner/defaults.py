@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("DEFAULT_HOOKS", "HookEntry", "build_hook", "build_hooks", "check_subscribable")
+__all__ = ("DEFAULT_HOOKS", "HookEntry", "build_hook", "build_hooks", "check_subscribable", "hook_problems")
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from hookbus._config import refuse, shown
 from hookbus.bus import EventBus
 from hookbus.bus.hook_methods import hook_methods
 from hookbus.errors import ConfigError, SubscriptionError, choices
-from hookbus.priority import get_priority
+from hookbus.priority import Priority, get_priority
 from hookbus.registry import HOOKS
 from hookbus.types import HookLike
 
@@ -35,6 +35,14 @@ class HookEntry(NamedTuple):
     hook: HookLike
     priority: int | None
 
+    def __str__(self) -> str:
+        return f"{type(self.hook).__name__} {self.in_order()}"
+
+    def in_order(self) -> int:
+        """Return the priority it has: the one it was given, else its own."""
+        own = getattr(self.hook, "priority", Priority.NORMAL)
+        return self.priority if self.priority is not None else get_priority(own)
+
 
 def build_hooks(default_hooks: object, custom_hooks: object) -> list[HookEntry]:
     """Return the default hooks with a user's changes, then the user's own.
@@ -42,14 +50,25 @@ def build_hooks(default_hooks: object, custom_hooks: object) -> list[HookEntry]:
     Raises:
         ConfigError: a name, type or option is unknown or ill-typed, or something is not a hook; names all of them.
     """
+    refuse(hook_problems(default_hooks, custom_hooks))
     specs = _default_specs(default_hooks) | _custom_specs(custom_hooks)
-    problems = []
-    for path, spec in specs.items():
-        problems += HOOKS.check(spec, path=path, extra_keys=("priority",)) if isinstance(spec, Mapping) else _check(spec, path)
-    refuse(problems)
     entries = [build_hook(spec, path) for path, spec in specs.items()]
     check_subscribable(entries)
     return entries
+
+
+def hook_problems(default_hooks: object, custom_hooks: object) -> list[str]:
+    """Return everything that `build_hooks` would refuse, without building a hook."""
+    problems: list[str] = []
+    specs: dict[str, object] = {}
+    for read, given in ((_default_specs, default_hooks), (_custom_specs, custom_hooks)):
+        try:
+            specs |= read(given)
+        except ConfigError as error:
+            problems.append(str(error))
+    for path, spec in specs.items():
+        problems += HOOKS.check(spec, path=path, extra_keys=("priority",)) if isinstance(spec, Mapping) else _check(spec, path)
+    return problems
 
 
 def check_subscribable(entries: Iterable[HookEntry]) -> None:

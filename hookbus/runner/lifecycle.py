@@ -14,6 +14,7 @@ from hookbus.bridge import CrossingCancelled, run_in_thread
 from hookbus.device import MainStream
 from hookbus.errors import describe_error
 from hookbus.events import AfterRun, BeforeRun, RunFailed
+from hookbus.loading import check_main_guard
 from hookbus.training_thread import TrainingThread
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def run_here(runner: Runner, name: str, backend: Backend) -> dict[str, Any]:
     """Run a loop on the calling thread; awaited handlers get an event loop on a joined thread."""
     thread = TrainingThread(runner.message_hub, runner.progress, MainStream(), backend)
-    with thread.hosting():
+    with runner.randomness.in_force(), thread.hosting():
         return _Run(runner, name, thread).conduct()
 
 
@@ -34,7 +35,7 @@ async def run_awaited(runner: Runner, name: str) -> dict[str, Any]:
     thread = TrainingThread(runner.message_hub, runner.progress, main_stream, backend=None)
 
     def body() -> dict[str, Any]:
-        with main_stream.on_this_thread(), thread.hosting():
+        with main_stream.on_this_thread(), runner.randomness.in_force(), thread.hosting():
             return _Run(runner, name, thread).conduct()
 
     return await run_in_thread(thread.bridge, body, name=f"hookbus-{runner.experiment_name}", on_cancel=thread.cancel)
@@ -52,6 +53,7 @@ class _Run:
         """Take possession of hub, bus and log, run, and give everything back."""
         runner = self._runner
         loop = runner.loop(self._name)
+        check_main_guard()  # before anything is written, where workers import a script that has none
         runner.message_hub.begin_run(self._thread.thread_id)
         try:
             runner.bus.enter(self._thread)

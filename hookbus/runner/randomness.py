@@ -1,44 +1,50 @@
-"""Seeds every random generator of a run, and collects their states."""
+"""Seeds the random generators of a run, and makes torch deterministic for its duration."""
 
 from __future__ import annotations
 
-__all__ = ("Randomness", "rng_state", "seed_everything")
+__all__ = ("Randomness",)
 
-import random
 import secrets
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import numpy as np
 import torch
+
+from hookbus.random_state import seed_all
 
 
 class Randomness:
-    """The options of a runner's `randomness`."""
+    """The options of a runner's `randomness`.
 
-    def __init__(self, seed: int | None = None, deterministic: bool = False) -> None: ...
-
-
-def seed_everything(seed: int | None = None, deterministic: bool = False) -> int:
-    """Seed python, numpy and torch and return the seed; a random one where none is given.
-
-    `deterministic` makes torch refuse operations that have no deterministic form.
+    Args:
+        seed: for python, numpy and torch; a random one where left out.
+        deterministic: refuse operations that have no deterministic form, while a run of this runner is going on.
+        diff_rank_seed: give each process of distributed training a seed of its own.
     """
-    seed = secrets.randbelow(2**31) if seed is None else seed
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    if deterministic:
+
+    def __init__(self, seed: int | None = None, deterministic: bool = False, diff_rank_seed: bool = False) -> None:
+        self.seed = seed
+        self.deterministic = deterministic
+        self.diff_rank_seed = diff_rank_seed
+
+    def seed_everything(self, rank: int) -> int:
+        """Seed python, numpy and torch and return the seed."""
+        seed = secrets.randbelow(2**31) if self.seed is None else self.seed
+        seed += rank if self.diff_rank_seed else 0
+        seed_all(seed)
+        return seed
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Have torch deterministic for the duration of a run, if asked for, and as it was afterwards."""
+        if not self.deterministic:
+            yield
+            return
+        before = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
         torch.use_deterministic_algorithms(mode=True)
-    return seed
-
-
-def rng_state() -> dict[str, Any]:
-    """Return the states of all global random generators."""
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
+        torch.backends.cudnn.benchmark = False
+        try:
+            yield
+        finally:
+            torch.set_deterministic_debug_mode(before[0])
+            torch.backends.cudnn.benchmark = before[1]

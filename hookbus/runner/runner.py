@@ -4,52 +4,55 @@ from __future__ import annotations
 
 __all__ = ("Runner",)
 
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import torch
 
+from hookbus._config import Constructor, copied, refuse, shown
 from hookbus._named import check_name
 from hookbus._version import __version__
 from hookbus.bus import EventBus
 from hookbus.device import default_device, mover
 from hookbus.distributed import is_main_process, rank, world_size
-from hookbus.errors import ConfigError, RunEnded
+from hookbus.errors import ConfigError
 from hookbus.events import AfterLoadCheckpoint
 from hookbus.hub import MessageHub
 from hookbus.loops.base import BaseLoop, LoopContext
 from hookbus.mailbox import Acknowledgement
 from hookbus.priority import Priority, get_priority
 from hookbus.progress import Progress
+from hookbus.random_state import restore_rng_state
 from hookbus.runner.assembly import (
     StepFunctions,
     build_dataloader,
     build_evaluation_loop,
     build_log_processor,
-    build_optim_wrapper,
     build_options,
     build_schedulers,
     build_train_loop,
-    check_functions,
-    check_model,
-    check_phases,
+    compile_model,
 )
-from hookbus.runner.defaults import build_hook, build_hooks, check_subscribable
+from hookbus.runner.checks import config_problems
+from hookbus.runner.controls import RunControls
+from hookbus.runner.defaults import HookEntry, build_hook, build_hooks, check_subscribable
 from hookbus.runner.lifecycle import run_awaited, run_here
 from hookbus.runner.logs import RunLogger, unused_timestamp
-from hookbus.runner.randomness import Randomness, seed_everything
+from hookbus.runner.optimizers import build_optim_wrapper
+from hookbus.runner.randomness import Randomness
 from hookbus.runner.residence import Residence
+from hookbus.runner.resuming import Resumer, load_weights
 from hookbus.runner.saving import Saver, SaveRequest
-from hookbus.training_thread import TookEffect, TrainingThread
+from hookbus.training_thread import TrainingThread
 from hookbus.types import Backend, HookLike
 
-T = TypeVar("T")
 
-
-class Runner:
+class Runner(RunControls):
     """Trains, validates and tests a model, and publishes what happens as events.
 
     Parts are PyTorch objects or configs, `dict(type=...)`. A phase runs if its dataloader is given.
@@ -60,22 +63,24 @@ class Runner:
         loss_fn: `loss_fn(model(inputs), targets)` for batches that are `(inputs, targets)`.
         train_step: `train_step(model, batch)`, for anything else; returns the loss, or a dict with the key `loss`.
         val_step: `val_step(model, batch)`; returns `(predictions, targets)`, or a dict of scalars.
-        optimizer: a torch optimizer, or a config.
+        optimizer: a torch optimizer or a config, or a dict of these by name for a model that drives several.
+        optim_wrapper: how it is used, `dict(accumulative_counts=1, clip_grad=None, dtype=None, loss_scale="dynamic")`.
         param_scheduler: a torch scheduler, a config, or a list of these.
         train_dataloader: yields the batches of one epoch; a dict gives the options of torch's own.
         val_dataloader: likewise, for validation.
         test_dataloader: likewise, for the test.
-        train_cfg: `dict(max_epochs=..., val_begin=1, val_interval=1)`.
-        val_cfg: `{}` where there is a dataloader.
-        test_cfg: `{}` where there is a dataloader.
+        train_cfg: `dict(max_epochs=..., val_begin=1, val_interval=1)`, or `dict(by_epoch=False, max_iters=...)`.
+        val_cfg: `{}` where there is a dataloader; `dict(dtype="bfloat16")` evaluates under autocast.
+        test_cfg: likewise.
         val_evaluator: a torchmetrics metric or collection, or a config.
         test_evaluator: likewise; that of the validation where left out.
         default_hooks: changes to the default hooks by name; None removes one.
         custom_hooks: further hooks or configs.
         load_from: a checkpoint whose weights to begin with.
-        resume: not available yet.
+        resume: True or the path of a checkpoint to go on from; `"auto"` starts fresh where there is none.
+        compile: whether to compile the forward pass of the model, or a dict of options for `torch.compile`.
         device: where the model lives; what `torch.accelerator` says where left out.
-        randomness: `dict(seed=..., deterministic=False)`.
+        randomness: `dict(seed=..., deterministic=False, diff_rank_seed=False)`.
         log_processor: `LogProcessor`, or a dict of its options.
         log_level: the least serious messages that are logged.
         experiment_name: names hub and bus; the last part of `work_dir` where left out.
@@ -95,6 +100,7 @@ class Runner:
         train_step: Callable[..., Any] | None = None,
         val_step: Callable[..., Any] | None = None,
         optimizer: Any = None,
+        optim_wrapper: Any = None,
         param_scheduler: Any = None,
         train_dataloader: Any = None,
         val_dataloader: Any = None,
@@ -108,6 +114,7 @@ class Runner:
         custom_hooks: Any = None,
         load_from: str | Path | None = None,
         resume: bool | str | Path = False,
+        compile: bool | Mapping[str, Any] = False,
         device: str | torch.device | None = None,
         randomness: Mapping[str, Any] | None = None,
         log_processor: Any = None,
@@ -116,25 +123,7 @@ class Runner:
         bus: EventBus | None = None,
         hub: MessageHub | None = None,
     ) -> None:
-        if resume is not False:
-            msg = f"resume = {resume!r}: resuming is not available yet; load_from takes the weights of a checkpoint"
-            raise NotImplementedError(msg)
-        check_model(model)
-        check_functions({"loss_fn": loss_fn, "train_step": train_step, "val_step": val_step})
-        check_phases(
-            {
-                "train_dataloader": train_dataloader,
-                "train_cfg": train_cfg,
-                "optimizer": optimizer,
-                "val_dataloader": val_dataloader,
-                "val_cfg": val_cfg,
-                "val_evaluator": val_evaluator,
-                "test_dataloader": test_dataloader,
-                "test_cfg": test_cfg,
-                "test_evaluator": test_evaluator,
-                "randomness": randomness,
-            }
-        )
+        refuse(list(config_problems(locals())))
         self.work_dir = Path(work_dir)
         self.experiment_name = check_name(experiment_name or self.work_dir.resolve().name, "experiment_name")
         self.timestamp = unused_timestamp(self.work_dir)
@@ -142,12 +131,14 @@ class Runner:
         self.logger = RunLogger(self.experiment_name, log_level)
         self.log_processor = build_log_processor(log_processor)
         self.rank, self.world_size = rank(), world_size()
-        self.seed = seed_everything(**build_options(Randomness, randomness, "randomness"))
+        self.randomness = Randomness(**build_options(Randomness, randomness, "randomness"))
+        self.seed = self.randomness.seed_everything(self.rank)
         self.device = torch.device(device) if device is not None else default_device()
         self.model = model.to(self.device)
         self.progress = Progress()
-        self.optim_wrapper = build_optim_wrapper(optimizer, model)
-        self.param_schedulers = build_schedulers(param_scheduler, self.optim_wrapper)
+        compile_model(self.model, compile)
+        self.optim_wrapper = build_optim_wrapper(optimizer, optim_wrapper, model)
+        self.param_schedulers = build_schedulers(param_scheduler, self.optim_wrapper, train_cfg)
         self.train_dataloader = build_dataloader(train_dataloader, "train_dataloader")
         self.val_dataloader = build_dataloader(val_dataloader, "val_dataloader")
         self.test_dataloader = build_dataloader(test_dataloader, "test_dataloader")
@@ -162,6 +153,8 @@ class Runner:
         )
         self._saver = Saver(self)
         self._load_from = load_from
+        self._resume = load_from if resume is True and load_from is not None else resume
+        self._rng_state: Mapping[str, Any] | None = None
         self._running: str | None = None
         self._thread: TrainingThread | None = None
         self._residence = Residence()
@@ -170,10 +163,29 @@ class Runner:
         self.bus = bus if bus is not None else EventBus.for_run(self.experiment_name)
         self._context.bus, self._context.hub = self.bus, self.message_hub
         if self.optim_wrapper is not None:
-            self.optim_wrapper.attach(self.bus, self.progress, {"runner": self})
+            self.optim_wrapper.attach(self.bus, self.message_hub, self.progress, {"runner": self}, lambda: self.max_iters)
         self._residence.take(self.bus, self._hook_entries)
         if self._residence.is_on(self.bus):
             self.bus.hub = self.message_hub
+
+    @classmethod
+    def from_config(cls, config: object, **parts: Any) -> Self:
+        """Return the runner that a config describes, a dict of the arguments of a runner; it is data and left as it is.
+
+        `parts` are further arguments: what no text can hold, such as the model and the dataloaders.
+
+        Raises:
+            ConfigError: names everything that is unknown, ill-typed, missing or does not fit, each with its path.
+        """
+        if not isinstance(config, Mapping):
+            msg = f"config = {shown(config)}: expected a dict of the arguments of a runner"
+            raise ConfigError(msg)
+        twice = [f"config.{key} is also given as an argument; leave it out in one of the two" for key in config if key in parts]
+        arguments, problems = Constructor.of(cls).fit(copied({**config, **parts}, "config", 1), "config", given={}, extra_keys=())
+        defaults = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+        known = {name: value for name, value in arguments.items() if name in defaults}
+        refuse(twice + problems + list(config_problems(defaults | known)))
+        return cls(**arguments)
 
     def __repr__(self) -> str:
         return f"<Runner {self.experiment_name!r}: epoch {self.epoch} of {self.max_epochs}, iteration {self.iter}>"
@@ -207,43 +219,7 @@ class Runner:
         """Test on a thread of its own and return the metrics."""
         return await run_awaited(self, "test")
 
-    # --- asking a run -------------------------------------------------------------------------------------------------
-
-    def stop(self) -> Acknowledgement[TookEffect]:
-        """Stop training at the next step boundary; from any thread, task or hook.
-
-        Returns at once; the acknowledgement gives the epoch and iteration at which it took effect, or `RunEnded`.
-        """
-        return self._live_thread("stop()").stop()
-
-    def run_on_main_stream(self, function: Callable[..., T], *arguments: Any) -> Acknowledgement[T]:
-        """Have `function(*arguments)` called on the training thread at its next safe point.
-
-        Returns at once; the acknowledgement gives what the function returned or raised.
-        """
-        name = getattr(function, "__qualname__", repr(function))
-        return self._live_thread(f"run_on_main_stream({name})").submit(lambda: function(*arguments), name)
-
-    def request_save(
-        self,
-        name: str,
-        *,
-        role: str = "periodic",
-        max_keep: int = -1,
-        facts: Mapping[str, Any] | None = None,
-        supersedes: tuple[str, ...] = (),
-    ) -> Acknowledgement[Path | None]:
-        """Have a checkpoint taken at the next step boundary.
-
-        Args:
-            name: of its directory.
-            role: `periodic`, or another word for one that retention does not count.
-            max_keep: how many periodic checkpoints stay, the newest; -1 for all.
-            facts: plain values to keep in its manifest.
-            supersedes: checkpoints that go once this one is committed.
-        """
-        request = SaveRequest(check_name(name, "a checkpoint"), role, max_keep, facts or {}, supersedes)
-        return self._live_thread(f"saving {name}").request(lambda: self._saver.save(request), f"saving {name}")
+    # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, name: str | None = None) -> Path | Acknowledgement[Path | None] | None:
         """Save the whole state: at the next step boundary while a run is live, else at once."""
@@ -253,25 +229,40 @@ class Runner:
         with self._hooks_listening():
             return self._saver.save(SaveRequest(check_name(name, "a checkpoint")))
 
-    def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, *, strict: bool = True) -> dict[str, Any]:
         """Take over the weights of a checkpoint, after hooks had their say, and return what it holds.
+
+        Args:
+            path: the directory of the checkpoint.
+            strict: whether its weights must be exactly those of the model; otherwise what differs is logged.
 
         Raises:
             CheckpointCorrupt: it is not what was written.
+            CheckpointError: no weight has the name of one of the model.
         """
-        checkpoint = self._saver.load(path)
-        event = AfterLoadCheckpoint(name=Path(path).name, epoch=self.epoch, iter=self.iter)
+        checkpoint = self._announced(Path(path), self._saver.load(path))
+        load_weights(self.model, checkpoint["state_dict"], path, strict=strict, warn=self.logger.warning)
+        return checkpoint
+
+    def _announced(self, path: Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Let hooks edit what was read."""
+        event = AfterLoadCheckpoint(name=path.name, epoch=self.epoch, iter=self.iter)
         with self._hooks_listening():
             self.bus.emit(event, {"runner": self, "checkpoint": checkpoint})
-        self.model.load_state_dict(checkpoint["state_dict"])
         return checkpoint
+
+    def restore_randomness(self) -> None:
+        """Let the random generators go on where a checkpoint was taken; once, when training begins again."""
+        if self._rng_state is not None:
+            restore_rng_state(self._rng_state)
+            self._rng_state = None
 
     # --- hooks --------------------------------------------------------------------------------------------------------
 
     @property
     def hooks(self) -> list[HookLike]:
-        """Every hook, in the order in which they were added."""
-        return [entry.hook for entry in self._hook_entries]
+        """Every hook in the order of priority, those of one priority in the order in which they were added."""
+        return [entry.hook for entry in sorted(self._hook_entries, key=HookEntry.in_order)]
 
     def register_hook(self, hook: HookLike, priority: int | str | Priority | None = None) -> None:
         """Add a hook or the config of one.
@@ -288,10 +279,19 @@ class Runner:
             self._residence.add(self.bus, entry)
 
     def call_hook(self, stage: str, **arguments: Any) -> None:
-        """Call the method `stage(runner, ...)` of every hook that has one, for stages of your own."""
+        """Call the method `stage(runner, ...)` of every hook that has one, in the order of priority, for stages of your own.
+
+        Coroutines are awaited on the home loop while the training thread waits.
+
+        Raises:
+            RunEnded: a method is a coroutine function, and no run is going on whose loop could run it.
+        """
         for hook in self.hooks:
             method = getattr(hook, stage, None)
-            if callable(method):
+            if inspect.iscoroutinefunction(method):
+                thread = self._live_thread(f"{type(hook).__name__}.{stage}")
+                thread.cross(partial(method, self, **arguments))
+            elif callable(method):
                 method(self, **arguments)
 
     @contextmanager
@@ -370,19 +370,20 @@ class Runner:
         self.logger.close()
 
     def prepare(self) -> None:
-        """Load what `load_from` names, once; only then make room for checkpoints, because it may lie among the old ones."""
-        if self._load_from is not None:
-            path, self._load_from = self._load_from, None
-            self.load_checkpoint(path)
-            self.logger.info("loaded the weights of %s", path)
-        if self.is_training and self.progress.iter == 0:
-            self._saver.prepare()
-
-    def _live_thread(self, what: str) -> TrainingThread:
-        if self._thread is None:
-            msg = f"{what} cannot take effect: no run of {self.experiment_name!r} is going on"
-            raise RunEnded(msg)
-        return self._thread
+        """Load what was asked for, once; only then make room for checkpoints, because it may lie among the old ones."""
+        resume, self._resume = self._resume, False
+        load_from, self._load_from = self._load_from, None
+        resumer = Resumer(self, self._saver, resume)
+        found = resumer.find() if resume is not False else None
+        if found is not None:
+            self._announced(found.path, found.checkpoint)
+            resumer.restore(found)
+            self._rng_state = found.checkpoint.get("rng")
+        elif load_from is not None:
+            self.load_checkpoint(load_from, strict=False)
+            self.logger.info("loaded the weights of %s", load_from)
+        if self.is_training:
+            self._saver.prepare(self.iter)
 
     def _describe_start(self, name: str) -> None:
         facts = {
@@ -396,3 +397,8 @@ class Runner:
         }
         (self.log_dir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         self.logger.info("%s of %r on %s, seed %d, logs in %s", name, self.experiment_name, self.device, self.seed, self.log_dir)
+        self.logger.info("hooks in order: %s", ", ".join(map(str, sorted(self._hook_entries, key=HookEntry.in_order))))
+        others = [other for other in MessageHub.live_names() if other != self.experiment_name]
+        if others:
+            shared = "the runs of one process share its random generators, so none of them repeats exactly"
+            self.logger.warning("other runs are live in this process: %s; %s", ", ".join(others), shared)

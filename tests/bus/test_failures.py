@@ -284,7 +284,7 @@ def test_skip_vetoes_the_action_and_the_rest_of_the_plan(event_type: type[Event]
         bus.subscribe(event_type, before, name="before")
     bus.subscribe(event_type, veto if lane == "inline" else veto_later, name="veto", on_error=policy)
     bus.subscribe(event_type, lambda: ran.append("behind"), name="behind")
-    fields = {"epoch": 0, "iter": 0, "batch_idx": 0, "name": "x"}
+    fields = {"epoch": 0, "iter": 0, "batch_idx": 0, "name": "x", "optimizer": ""}
     event = event_type(**{field: fields[field] for field in event_type.__struct_fields__})
     with bus:
         skip = bus.emit(event)

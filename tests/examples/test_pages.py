@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 _BLOCK = re.compile(r"^```python(?P<mark>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\]\((?P<target>[^)#\s]+)[^)]*\)|(?:src|href)=\"(?P<attribute>[^\"#]+)\"")
+_LINK = re.compile(r"\]\((?P<target>[^)#\s]+)[^)]*\)|\b(?:src|href)=\"(?P<attribute>[^\"#]+)\"")
 
 
 class Block(NamedTuple):

@@ -211,13 +211,35 @@ REFUSED: list[tuple[str, dict[str, Any], type[Exception], list[str]]] = [
     ),
     ("unknown log option", dict(log_processor=dict(window=5)), ConfigError, ["log_processor.window = 5", "'window_size'"]),
     ("log window out of range", dict(log_processor=dict(window_size=0)), ConfigError, ["log_processor.window_size", "got 0"]),
-    ("resuming", dict(resume="auto"), NotImplementedError, ["resume = 'auto'", "not available yet", "load_from"]),
+    ("resume that is none", dict(resume=3), ConfigError, ["resume = 3", "'auto'", "path"]),
     (
-        "training by iterations",
-        dict(train_cfg=dict(by_epoch=False, max_iters=10)),
-        NotImplementedError,
-        ["train_cfg.by_epoch", "not available yet"],
+        "resuming from two places",
+        dict(resume="auto", load_from="x"),
+        ConfigError,
+        ["load_from = 'x'", "resume = 'auto'", "leave one of them out"],
     ),
+    (
+        "two ways to say what a loop counts",
+        dict(train_cfg=dict(type="IterBasedTrainLoop", by_epoch=False, max_iters=1)),
+        ConfigError,
+        ["train_cfg.by_epoch = False", "type"],
+    ),
+    ("by_epoch that is none", dict(train_cfg=dict(by_epoch=1, max_epochs=1)), ConfigError, ["train_cfg.by_epoch = 1", "bool"]),
+    (
+        "epochs for a loop that counts iterations",
+        dict(train_cfg=dict(by_epoch=False, max_epochs=1)),
+        ConfigError,
+        ["train_cfg.max_epochs = 1", "max_iters", "train_cfg.max_iters is missing"],
+    ),
+    (
+        "milestones that fall",
+        dict(train_cfg=dict(max_epochs=9, dynamic_intervals=[(5, 2), (3, 1)])),
+        ConfigError,
+        ["train_cfg.dynamic_intervals", "(5, 2)", "rising"],
+    ),
+    ("compile that is none", dict(compile="yes"), ConfigError, ["compile = 'yes'", "bool", "torch.compile"]),
+    ("unknown option of the compiler", dict(compile=dict(backnd="eager")), ConfigError, ["compile.backnd", "'backend'"]),
+    ("precision of a validation", dict(val_cfg=dict(dtype="bf16")), ConfigError, ["val_cfg.dtype = 'bf16'", "bfloat16"]),
 ]
 
 
@@ -238,6 +260,29 @@ def test_several_problems_are_reported_in_one_error(tmp_path: Path) -> None:
         make_runner(tmp_path, custom_hooks=hooks, default_hooks=dict(logger=dict(interval="10")))
     text = str(caught.value)
     assert all(word in text for word in ("3 problems", "custom_hooks[0].type", "custom_hooks[1].intervall", "logger.interval"))
+
+
+def test_problems_of_different_parts_are_reported_in_one_error(tmp_path: Path) -> None:
+    """Loop, optimizer, schedule, evaluator, log and hooks are all looked at before anything is built."""
+    with pytest.raises(ConfigError) as caught:
+        make_runner(
+            tmp_path,
+            optimizer=dict(type="SGD", lr="0.1"),
+            param_scheduler=dict(type="StepLR", stepsize=1),
+            train_cfg=dict(max_epoch=1),
+            val_evaluator=dict(type="Accurasy"),
+            log_processor=dict(window=1),
+            custom_hooks=[dict(type="PatientHok")],
+        )
+    places = (
+        "optimizer.lr",
+        "param_scheduler.stepsize",
+        "train_cfg.max_epoch",
+        "val_evaluator",
+        "log_processor.window",
+        "custom_hooks[0]",
+    )
+    assert [place for place in places if place not in str(caught.value)] == []
 
 
 def test_a_config_is_not_changed_by_the_runner(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from hookbus.events import (
     MountPoint,
 )
 from hookbus.hub import MessageHub
+from hookbus.optim import OptimWrapper
 from hookbus.runner import Runner
 from tests.runner.builders import (
     ITER,
@@ -198,9 +199,9 @@ def test_iteration_schedules_step_once_per_update(tmp_path: Path) -> None:
     runner = make_runner(tmp_path, train_cfg=dict(max_epochs=1), param_scheduler=scheduler)
     veto(runner.bus, BeforeOptimizerStep, when=lambda event: event.iter in (0, 2))
     rates: list[float] = []
-    optimizer = runner.optim_wrapper
-    assert optimizer is not None
-    runner.bus.subscribe(AfterTrainIter, lambda: rates.append(optimizer.param_groups[0]["lr"]), priority="LOWEST")
+    wrapper = runner.optim_wrapper
+    assert isinstance(wrapper, OptimWrapper)
+    runner.bus.subscribe(AfterTrainIter, lambda: rates.append(wrapper.param_groups[0]["lr"]), priority="LOWEST")
     runner.train()
     assert rates == [0.1, 0.05, 0.05]
 

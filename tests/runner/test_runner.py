@@ -560,7 +560,7 @@ def test_a_stop_in_mid_epoch_takes_effect_behind_the_iteration(ask: Callable[[Ru
     ask(runner, answers)
     metrics = runner.train()
     assert (runner.epoch, runner.iter) == (1, 5)
-    assert names(seen)[-3:] == ["AfterTrainIter", "AfterTrain", "AfterRun"]
+    assert names(seen)[-4:] == ["AfterTrainIter", "AfterTrain", "BeforeSaveCheckpoint", "AfterRun"]
     assert names(seen).count("AfterTrainEpoch") == 1
     assert "loss" in metrics
     assert {(answer.result(0).epoch, answer.result(0).iter) for answer in answers} == {(1, 5)}
@@ -625,7 +625,7 @@ def test_requests_that_come_too_late_say_that_the_run_is_over(tmp_path: Path) ->
     with pytest.raises(RunEnded, match=r"stop\(\).*no run of 'run-"):
         runner.stop()
     answers: list[Any] = []
-    runner.bus.subscribe(AfterTrain, lambda runner: answers.append(runner.stop()))
+    runner.bus.subscribe(AfterRun, lambda runner: answers.append(runner.stop()))
     runner.bus.subscribe(AfterRun, lambda runner: answers.append(runner.save_checkpoint("late")))
     runner.train()
     for answer, what in zip(answers, [r"stop\(\)", "saving late"], strict=True):
@@ -674,7 +674,7 @@ def test_a_save_asked_for_in_a_handler_is_taken_at_the_boundary(tmp_path: Path) 
     assert isinstance(event, BeforeSaveCheckpoint)
     assert (event.name, event.epoch, event.iter) == ("mine", 1, 4)
     path = answers[0].result(0)
-    assert load_checkpoint(path)["progress"] == {"epoch": 1, "iter": 4, "batch_idx": 1}
+    assert load_checkpoint(path)["progress"] == {"epoch": 1, "iter": 4, "batch_idx": 1, "validation_due": False}
 
 
 # --- hubs, buses and other runs ---------------------------------------------------------------------------------------
