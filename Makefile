@@ -7,17 +7,17 @@ VENV ?= .venv
 DIST ?= dist
 # Processes that share the tests.
 WORKERS ?= 2
-# Further arguments for demo, test and bench: make test ARGS="-k layers"
+# Further arguments for demo, test, drills and bench: make test ARGS="-k layers"
 ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo test check format bench build clean
+.PHONY: help install demo test test-slow drills check format bench build clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## create the environment; does nothing while pyproject.toml stays as it is
 
@@ -30,8 +30,14 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## train a small classifier on handwritten digits
 	$(BIN)/python examples/digits.py $(ARGS)
 
-test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+test: $(STAMP)  ## run the tests, but for the slow ones
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)  ## run the tests that start processes of their own
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
+
+drills: $(STAMP)  ## break checkpoints on purpose, for at most two minutes; ARGS=--long for all of it
+	$(BIN)/python -m tests.drills $(ARGS)
 
 check: $(STAMP)  ## lint, formatting and types
 	$(BIN)/python -m ruff check

@@ -34,6 +34,9 @@ __all__ = (
     "BeforeVal",
     "BeforeValEpoch",
     "BeforeValIter",
+    "CheckpointCommitted",
+    "CheckpointFailed",
+    "CheckpointStaged",
     "EpochEvent",
     "Event",
     "EventBus",
@@ -59,6 +62,7 @@ __all__ = (
     "decode_event",
     "encode_event",
     "every",
+    "import_weights",
     "on",
     "AVERAGERS",
     "HOOKS",
@@ -103,12 +107,16 @@ if TYPE_CHECKING:
         BeforeVal,
         BeforeValEpoch,
         BeforeValIter,
+        CheckpointCommitted,
+        CheckpointFailed,
+        CheckpointStaged,
         EpochEvent,
         Event,
         IterEvent,
         MountPoint,
         RunFailed,
     )
+    from hookbus.foreign_weights import import_weights
     from hookbus.history import HistoryBuffer
     from hookbus.hooks import Hook
     from hookbus.hub import MessageHub, Snapshot
@@ -129,8 +137,10 @@ _HOME = {
         "AfterBackward AfterLoadCheckpoint AfterOptimizerStep AfterRun AfterTest AfterTestEpoch AfterTestIter AfterTrain "
         "AfterTrainEpoch AfterTrainIter AfterVal AfterValEpoch AfterValIter BeforeOptimizerStep BeforeRun "
         "BeforeSaveCheckpoint BeforeTest BeforeTestEpoch BeforeTestIter BeforeTrain BeforeTrainEpoch BeforeTrainIter "
-        "BeforeVal BeforeValEpoch BeforeValIter EpochEvent Event IterEvent MountPoint RunFailed"
+        "BeforeVal BeforeValEpoch BeforeValIter CheckpointCommitted CheckpointFailed CheckpointStaged EpochEvent Event "
+        "IterEvent MountPoint RunFailed"
     ),
+    "hookbus.foreign_weights": "import_weights",
     "hookbus.history": "HistoryBuffer",
     "hookbus.hooks": "Hook",
     "hookbus.hub": "MessageHub Snapshot",

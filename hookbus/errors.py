@@ -19,6 +19,7 @@ HookbusError
 │   ├── RunEnded                   the run is over, so the request cannot take effect
 │   ├── RunAlreadyLive             another run of that name is live in this process
 │   ├── LossError                  a training step returned no usable loss (ValueError)
+│   ├── InvalidLoss                a loss is NaN or infinite (FloatingPointError)
 │   ├── EmptyDataLoader            a dataloader yielded nothing (ValueError)
 │   ├── DataLoaderError            the workers of a dataloader cannot be started
 │   │   └── DataWorkerDied             one of them died
@@ -27,7 +28,8 @@ HookbusError
 └── CheckpointError            a checkpoint cannot be written or read (RuntimeError)
     ├── StateEncodingError         a value in the state has no exact encoding (TypeError)
     ├── CheckpointWriteError       the file system refused a write (OSError)
-    └── CheckpointCorrupt          bytes on disk are not what was written (ValueError)
+    ├── CheckpointCorrupt          bytes on disk are not what was written (ValueError)
+    └── UnsafeCheckpoint           a foreign file could run code or fill the memory (ValueError)
 
 Skip                           not an error: a handler vetoes the action it was told about
 ```
@@ -50,6 +52,7 @@ __all__ = (
     "HandlerCancelled",
     "HandlerSignatureError",
     "HookbusError",
+    "InvalidLoss",
     "InvalidName",
     "LossError",
     "MetricNotFound",
@@ -62,6 +65,7 @@ __all__ = (
     "StateEncodingError",
     "SubscriptionError",
     "UnknownMountPoint",
+    "UnsafeCheckpoint",
     "WouldDeadlock",
     "WrongThread",
     "choices",
@@ -145,6 +149,10 @@ class LossError(RunError, ValueError):
     """Raised when a training step returned no scalar tensor to minimise."""
 
 
+class InvalidLoss(RunError, FloatingPointError):
+    """Raised when a loss is NaN or infinite; names it and its iteration."""
+
+
 class EmptyDataLoader(RunError, ValueError):
     """Raised when a dataloader yielded no batch at all."""
 
@@ -181,6 +189,10 @@ class CheckpointWriteError(CheckpointError, OSError):
 
 class CheckpointCorrupt(CheckpointError, ValueError):
     """Raised when the bytes on disk are not the bytes that were committed."""
+
+
+class UnsafeCheckpoint(CheckpointError, ValueError):
+    """Raised when reading a foreign file could run code that is in it, or take more memory than it may."""
 
 
 class Skip(Exception):

@@ -81,7 +81,7 @@ class Evaluation:
         self._evaluator.update(output.predictions, output.targets)
 
     def compute(self) -> dict[str, Any]:
-        """Return the metrics by name: the evaluator's first, then the averaged scalars, `loss` last."""
+        """Return the metrics by name: the evaluator's first, then the averaged scalars it did not compute, `loss` last."""
         metrics: dict[str, Any] = {}
         if self._evaluator is not None:
             computed = self._evaluator.compute()
@@ -89,7 +89,7 @@ class Evaluation:
             for name, value in named.items():
                 short = metric_name(str(name))
                 metrics[str(name) if short in metrics else short] = _plain(value)
-        averages = {key: _plain(total / self._samples) for key, total in self._sums.items()}
+        averages = {key: _plain(total / self._samples) for key, total in self._sums.items() if key not in metrics}
         metrics |= {key: value for key, value in averages.items() if key != "loss"}
         return metrics | {key: value for key, value in averages.items() if key == "loss"}
 

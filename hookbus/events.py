@@ -17,6 +17,9 @@ runner.train()
             AfterTrainIter
             -- step boundary --           counters have moved; saves and stops happen here:
             [BeforeSaveCheckpoint]            may be skipped
+            [CheckpointStaged]                it is copied and will be written while training goes on
+            [CheckpointCommitted]             it is safely there; an asynchronous one some boundaries later
+            [CheckpointFailed]                it could not be written; the error goes on
         AfterTrainEpoch
         -- step boundary --
         [validation, where due]
@@ -73,7 +76,10 @@ __all__ = (
     "BeforeVal",
     "BeforeValEpoch",
     "BeforeValIter",
+    "CheckpointCommitted",
     "CheckpointEvent",
+    "CheckpointFailed",
+    "CheckpointStaged",
     "EpochEvent",
     "Event",
     "IterEvent",
@@ -81,6 +87,7 @@ __all__ = (
     "PhaseEvent",
     "RunEvent",
     "RunFailed",
+    "SaveEvent",
     "StepEvent",
     "mount_point_name",
 )
@@ -203,6 +210,17 @@ class CheckpointEvent(MountPoint):
     name: str
     """Name of the checkpoint, `epoch_5` for instance."""
     live: ClassVar[tuple[str, ...]] = ("runner", "checkpoint")
+
+
+class SaveEvent(Event):
+    """What became of a checkpoint; no mount point, so that no hook method is named after it."""
+
+    name: str
+    """Name of the checkpoint."""
+    epoch: int
+    iter: int
+    live: ClassVar[tuple[str, ...]] = ("runner",)
+    counted: ClassVar[tuple[str, int] | None] = ("iter", 0)  # not the publishes: no checkpoint knows of its own
 
 
 # --- the run begins ---------------------------------------------------------------------------------------------------
@@ -333,6 +351,29 @@ class BeforeSaveCheckpoint(CheckpointEvent):
     """`checkpoint` holds the whole state and is about to be written; it may be edited, `Skip` leaves the save out."""
 
     skippable: ClassVar[bool] = True
+
+
+class CheckpointStaged(SaveEvent):
+    """The state was copied as it is now, and is written while training goes on."""
+
+    seconds: float
+    """How long training stood still for it."""
+
+
+class CheckpointCommitted(SaveEvent):
+    """A checkpoint is complete and durable; `epoch` and `iter` are those that it holds."""
+
+    path: str
+    seconds: float
+    """How long it took, counted from the step boundary that it was taken at."""
+
+
+class CheckpointFailed(SaveEvent):
+    """A checkpoint could not be written; the error ends the run, and earlier checkpoints are as they were."""
+
+    error_type: str
+    message: str
+    closing: ClassVar[bool] = True
 
 
 class AfterTrain(PhaseEvent):

@@ -58,6 +58,7 @@ class Acknowledgement(Generic[T]):
         self._future: Future[T] = Future()
         self._check_wait = check_wait
         self._looked_at = False
+        self._follows = False
 
     def __repr__(self) -> str:
         return f"<Acknowledgement of {self.what}: {'done' if self.done() else 'pending'}>"
@@ -106,8 +107,8 @@ class Acknowledgement(Generic[T]):
         """Do not log an error that nobody waits for."""
         self._looked_at = True
 
-    def carry_out(self, function: Callable[[], T]) -> None:
-        """Call `function` and answer with what it returns or raises."""
+    def carry_out(self, function: Callable[[], T | Acknowledgement[T]]) -> None:
+        """Call `function` and answer with what it returns or raises; where that is an acknowledgement, with its answer."""
         try:
             value = function()
         except Exception as error:  # noqa: BLE001  it belongs to the one who asked
@@ -117,15 +118,34 @@ class Acknowledgement(Generic[T]):
             self.forgive()  # it also goes its way on this thread
             raise
         else:
-            self.set_result(value)
+            if isinstance(value, Acknowledgement):
+                self._follow(value)
+            else:
+                self.set_result(value)
 
-    def carry_out_or_raise(self, function: Callable[[], T]) -> None:
-        """Call `function` and answer with what it returns; an error goes both ways."""
+    def carry_out_or_raise(self, function: Callable[[], T | Acknowledgement[T]]) -> None:
+        """Call `function` and answer with what it returns; an error goes both ways, that of an acknowledgement only here."""
         self.carry_out(function)
+        if self._follows:
+            return
         error = self._future.exception()
         if error is not None:
             self.forgive()
             raise error
+
+    def _follow(self, other: Acknowledgement[T]) -> None:
+        """Pass on the answer to another request once it comes; whoever carries that one out reports its errors."""
+        self._follows = True
+        self.forgive()
+        other.forgive()
+        other._future.add_done_callback(self._pass_on)
+
+    def _pass_on(self, answered: Future[T]) -> None:
+        error = answered.exception()
+        if error is None:
+            self.set_result(answered.result())
+        else:
+            self.set_error(error)
 
     def __del__(self) -> None:
         if not self._looked_at and self._future.done():

@@ -217,6 +217,7 @@ HOOKS = Registry(
         "LoggerHook": "hookbus.hooks.logger:LoggerHook",
         "ParamSchedulerHook": "hookbus.hooks.param_scheduler:ParamSchedulerHook",
         "CheckpointHook": "hookbus.hooks.checkpoint:CheckpointHook",
+        "InvalidLossHook": "hookbus.hooks.invalid_loss:InvalidLossHook",
     },
 )
 """What may stand in `default_hooks` and `custom_hooks`."""

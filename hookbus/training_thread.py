@@ -64,6 +64,10 @@ class TrainingThread:
         self.stop_requested = False
         """Whether a stop has taken effect; the loops leave at once."""
         self.is_paused = False
+        self._is_inside = False
+        """Whether it is at a control point, and not at a step boundary."""
+        self._pauses_inside = False
+        """Whether it waits in a pause where nothing can be saved."""
         self._hub = hub
         self._progress = progress
         self._main_stream = main_stream
@@ -103,8 +107,14 @@ class TrainingThread:
             CrossingCancelled: the run was cancelled.
         """
         self.safe_point()
-        self._carry_out(self._controls)
-        self._pause_if_asked(self._controls)
+        if not self._controls and not self._cancelled:
+            return
+        self._is_inside = True
+        try:
+            self._carry_out(self._controls)
+            self._pause_if_asked(self._controls)
+        finally:
+            self._is_inside = self._pauses_inside = False
 
     def step_boundary(self) -> None:
         """Let everything take effect that was asked for; the counters have moved.
@@ -177,9 +187,14 @@ class TrainingThread:
                 self.mailbox.put(lambda: answer.carry_out(function))
         return answer
 
-    def request(self, action: Callable[[], T], what: str) -> Acknowledgement[T]:
-        """Have an action taken at the next step boundary."""
-        return self._enqueue(self._at_boundary, action, what)
+    def request(
+        self, action: Callable[[], T | Acknowledgement[T]], what: str, *, outlasts_pauses: bool = False
+    ) -> Acknowledgement[T]:
+        """Have an action taken at the next step boundary; where it gives an acknowledgement, its answer is the answer.
+
+        In a pause between two boundaries it is refused, unless `outlasts_pauses`: then nobody should wait for it.
+        """
+        return self._enqueue(self._at_boundary, action, what, outlasts_pauses=outlasts_pauses)
 
     def stop(self) -> Acknowledgement[TookEffect]:
         """Stop the loop at the next step boundary, or earlier where nothing is lost by it."""
@@ -193,12 +208,17 @@ class TrainingThread:
         """Let the loop go on."""
         return self._enqueue(self._controls, lambda: self._set_paused(False), "unpause()")
 
-    def _enqueue(self, queue: deque[_Request], action: Callable[[], T], what: str) -> Acknowledgement[T]:
+    def _enqueue(
+        self, queue: deque[_Request], action: Callable[[], T | Acknowledgement[T]], what: str, *, outlasts_pauses: bool = False
+    ) -> Acknowledgement[T]:
         answer: Acknowledgement[T] = Acknowledgement(what, check_wait=self._refuse_handlers)
         with self._lock:
             if self._closed:
                 answer.set_error(RunEnded(f"{what} cannot take effect: the run is over"))
                 answer.forgive()
+            elif self._pauses_inside and queue is self._at_boundary and not outlasts_pauses:
+                msg = f"{what} cannot take effect: the run is paused between two step boundaries; unpause it first"
+                answer.set_error(WouldDeadlock(msg))
             else:
                 queue.append((action, answer))
                 self.mailbox.put(_wake_up)  # it may wait in a pause
@@ -210,6 +230,7 @@ class TrainingThread:
 
     def _set_paused(self, is_paused: bool) -> TookEffect:
         self.is_paused = is_paused
+        self._pauses_inside = is_paused and self._is_inside
         return self._now()
 
     def _now(self) -> TookEffect:

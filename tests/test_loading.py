@@ -22,10 +22,10 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from torch.utils.data import dataloader as torch_dataloader
 
-from hookbus import loading
 from hookbus.errors import DataLoaderError, DataWorkerDied
 from hookbus.hub import MessageHub
 from hookbus.loading import start_loading, stop_loading
+from hookbus.loading import workers as loading
 from tests.loading_parts import Handles, Lengths, Mortal, Numbers, Processes, Stream, as_list, broken, doubled, note_the_hub
 
 with_threads = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 and later warn, and rightly

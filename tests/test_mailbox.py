@@ -49,6 +49,33 @@ def test_waiting_ends_at_the_timeout() -> None:
     assert mailbox.wait(lambda: True, timeout=0)
 
 
+def test_a_request_that_begins_something_is_answered_when_that_is_done() -> None:
+    """Also with its error, which is then not raised where it began."""
+    for error in (None, KeyError("gone")):
+        begun: Acknowledgement[int] = Acknowledgement("the work")
+        answer: Acknowledgement[int] = Acknowledgement("asking for it")
+        answer.carry_out_or_raise(lambda begun=begun: begun)  # type: ignore[misc]  # mypy cannot infer a default
+        assert not answer.done()
+        if error is None:
+            begun.set_result(5)
+            assert answer.result() == 5
+        else:
+            begun.set_error(error)
+            with pytest.raises(KeyError, match="gone"):
+                answer.result()
+
+
+def test_a_request_may_begin_what_has_failed_already() -> None:
+    """It is the answer all the same, and nobody is told twice."""
+    begun: Acknowledgement[int] = Acknowledgement("the work")
+    begun.set_error(KeyError("gone"))
+    answer: Acknowledgement[int] = Acknowledgement("asking for it")
+    answer.carry_out_or_raise(lambda: begun)
+    assert answer.done()
+    with pytest.raises(KeyError, match="gone"):
+        answer.result()
+
+
 def test_a_letter_that_raises_keeps_the_others() -> None:
     """The error goes to whoever serves."""
     mailbox, seen = Mailbox(), list[int]()

@@ -39,7 +39,7 @@ from hookbus.bus.host import CallersLoop, Host, OwnThread
 from hookbus.bus.plan import Nesting, Plan, compile_plan
 from hookbus.bus.subscription import Counter, ErrorPolicy, LateCounter, Subscription, SubscriptionStats
 from hookbus.errors import BusError, BusNotEntered, Skip, WrongThread
-from hookbus.events import MOUNT_POINTS, Event
+from hookbus.events import MOUNT_POINTS, Event, MountPoint
 from hookbus.hub import MessageHub
 from hookbus.mailbox import Acknowledgement
 from hookbus.priority import Priority, get_priority
@@ -377,13 +377,13 @@ class EventBus:
     def state_dict(self) -> dict[str, Any]:
         """Return what `every=` counts for events that count their publishes."""
         with self._lock:
-            return {"published": {_tag(t): c.published for t, c in self._counters.items() if t.counted is None}}
+            return {"published": {_tag(t): c.published for t, c in self._counters.items() if _counts_publishes(t)}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on counting where a saved bus stood."""
         for event_type in _all_event_types(Event):
             published = state_dict["published"].get(_tag(event_type))
-            if published is not None and event_type.counted is None:
+            if published is not None and _counts_publishes(event_type):
                 with self._lock:
                     counter = self._counters.setdefault(event_type, Counter())
                     for subscription in self._subscriptions:
@@ -464,6 +464,11 @@ def _not_here(verb: str, event: Event, bus: str) -> str:
 
 def _not_entered(event: Event) -> str:
     return f"{type(event).__name__} needs an event loop for its awaited handlers: enter the bus (with bus: or async with bus:)"
+
+
+def _counts_publishes(event_type: type[Event]) -> bool:
+    """Return whether `every=` counts the publishes of an event, over all starts of a run."""
+    return event_type.counted is None and not issubclass(event_type, MountPoint)
 
 
 def _tag(event_type: type[Event]) -> str:

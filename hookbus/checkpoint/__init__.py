@@ -35,4 +35,5 @@ from hookbus.checkpoint.manifest import CheckpointInfo, FileRecord
 from hookbus.checkpoint.retention import Retention
 from hookbus.checkpoint.snapshot import load_checkpoint, save_checkpoint, verify_checkpoint
 from hookbus.checkpoint.store import CheckpointStore
-from hookbus.checkpoint.tensor_file import read_tensors, tensor_chunks
+from hookbus.checkpoint.tensor_file import tensor_chunks
+from hookbus.checkpoint.tensor_reading import read_tensors

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-CHUNK_SIZE = 1 << 20
-"""How many bytes are read at a time."""
+CHUNK_SIZE = 1 << 22
+"""How many bytes are read or written at a time."""
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
@@ -54,6 +54,10 @@ class Files:
         """Rename in one step; a file in the place of the target is replaced."""
         source.replace(target)
 
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file a further name, which does not exist yet."""
+        os.link(source, target, follow_symlinks=False)
+
     def remove_file(self, path: Path) -> None:
         """Remove one file or symbolic link."""
         path.unlink()
@@ -85,9 +89,16 @@ class Files:
         """Return the length of a file in bytes."""
         return path.lstat().st_size
 
+    def open(self, path: Path) -> BinaryIO:
+        """Open a file for reading; a symbolic link is an error."""
+        return open(os.open(path, os.O_RDONLY | _NO_FOLLOW), "rb")
+
     def read(self, path: Path) -> Iterator[bytes]:
         """Yield the content of a file in pieces; a symbolic link is an error."""
-        descriptor = os.open(path, os.O_RDONLY | _NO_FOLLOW)
-        with open(descriptor, "rb") as file:
+        with self.open(path) as file:
             while chunk := file.read(CHUNK_SIZE):
                 yield chunk
+
+    def read_into(self, file: BinaryIO, buffer: memoryview) -> int:
+        """Read the next bytes into a buffer, at most as many as it holds, and return how many; 0 at the end."""
+        return file.readinto(buffer)  # type: ignore[attr-defined,no-any-return]  # every file opened here has it

@@ -11,15 +11,22 @@ __all__ = (
     "FORMAT",
     "FORMAT_VERSION",
     "MANIFEST_FILE",
+    "STATE_FILE",
     "CheckpointInfo",
     "FileRecord",
+    "check_digest",
+    "check_file",
     "check_name",
+    "check_names",
+    "compare_digest",
     "read_chunks",
+    "read_errors",
     "read_manifest",
     "render_manifest",
     "verify_files",
 )
 
+import contextlib
 import hashlib
 import json
 import re
@@ -30,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from hookbus.checkpoint.decode import decode_state
+from hookbus.checkpoint.digest import StreamDigest
 from hookbus.checkpoint.encode import encode_state
 from hookbus.checkpoint.files import Files
 from hookbus.errors import CheckpointCorrupt, CheckpointError, InvalidName, StateEncodingError
@@ -41,6 +49,9 @@ FORMAT_VERSION = 1
 """The version written, and the highest version read."""
 
 MANIFEST_FILE = "manifest.json"
+
+STATE_FILE = "state.json"
+"""What every checkpoint of a run holds: all of it that is not a tensor."""
 
 FILE_NAME = re.compile(r"(?!manifest\.json)[a-z][a-z0-9_]{0,49}\.(safetensors|json)")
 """What files in a checkpoint, other than the manifest, may be called."""
@@ -148,18 +159,52 @@ def read_manifest(path: Path, files: Files) -> CheckpointInfo:
         raise CheckpointCorrupt(message) from error
 
 
+def check_names(info: CheckpointInfo, files: Files) -> None:
+    """Raise CheckpointCorrupt for the first file in the directory that the manifest does not list."""
+    found = set(files.list_names(info.path)) - {MANIFEST_FILE}
+    for name in sorted(found - set(info.files)):
+        message = f"{info.path / name} is not in the manifest, which lists {', '.join(sorted(info.files))}"
+        raise CheckpointCorrupt(message)
+
+
+def check_file(file: Path, record: FileRecord | None, files: Files) -> int:
+    """Return the size of a file; raise CheckpointCorrupt unless it is a regular one, and of the size on record if any."""
+    if not files.is_file(file):
+        expected = "a file" if record is None else f"a file of {record.size} bytes"
+        message = f"{file} is {'not a regular file' if files.exists(file) else 'missing'}, expected {expected}"
+        raise CheckpointCorrupt(message)
+    size = files.size(file)
+    if record is not None and size != record.size:
+        message = f"{file} has {size} bytes, expected {record.size}"
+        raise CheckpointCorrupt(message)
+    return size
+
+
+def check_digest(file: Path, record: FileRecord, files: Files) -> None:
+    """Compare every byte of a file with its record; raise CheckpointCorrupt for any difference."""
+    with StreamDigest() as digest:
+        for chunk in read_chunks(file, files):
+            digest.update(chunk)
+        compare_digest(file, record, digest.hexdigest())
+
+
+def compare_digest(file: Path, record: FileRecord, found: str) -> None:
+    """Raise CheckpointCorrupt unless what was found is the digest on record."""
+    if found != record.sha256:
+        message = f"{file} has the SHA-256 {found}, expected {record.sha256}"
+        raise CheckpointCorrupt(message)
+
+
 def verify_files(info: CheckpointInfo, files: Files) -> None:
     """Compare every byte of the checkpoint with the manifest.
 
     Raises:
         CheckpointCorrupt: naming the first file that is missing, too much, not a regular file, or not what was written.
     """
-    found = set(files.list_names(info.path)) - {MANIFEST_FILE}
-    for name in sorted(found - set(info.files)):
-        message = f"{info.path / name} is not in the manifest, which lists {', '.join(sorted(info.files))}"
-        raise CheckpointCorrupt(message)
+    check_names(info, files)
     for name, record in info.files.items():
-        _verify_file(info.path / name, record, files)
+        check_file(info.path / name, record, files)
+        check_digest(info.path / name, record, files)
 
 
 def read_chunks(file: Path, files: Files) -> Iterator[bytes]:
@@ -168,27 +213,20 @@ def read_chunks(file: Path, files: Files) -> Iterator[bytes]:
     Raises:
         CheckpointCorrupt: if the file system cannot read it to the end.
     """
-    try:
+    with read_errors(file):
         yield from files.read(file)
+
+
+@contextlib.contextmanager
+def read_errors(file: Path) -> Iterator[None]:
+    """Turn what the operating system reports while the file is read into CheckpointCorrupt."""
+    try:
+        yield
     except OSError as error:
+        if isinstance(error, CheckpointError):
+            raise
         message = f"{file} cannot be read: {error}"
         raise CheckpointCorrupt(message) from error
-
-
-def _verify_file(file: Path, record: FileRecord, files: Files) -> None:
-    if not files.is_file(file):
-        message = f"{file} is {'not a regular file' if files.exists(file) else 'missing'}, expected a file of {record.size} bytes"
-        raise CheckpointCorrupt(message)
-    size = files.size(file)
-    if size != record.size:
-        message = f"{file} has {size} bytes, expected {record.size}"
-        raise CheckpointCorrupt(message)
-    digest = hashlib.sha256()
-    for chunk in read_chunks(file, files):
-        digest.update(chunk)
-    if digest.hexdigest() != record.sha256:
-        message = f"{file} has the SHA-256 {digest.hexdigest()}, expected {record.sha256}"
-        raise CheckpointCorrupt(message)
 
 
 def _read_verified(file: Path, files: Files) -> bytes:

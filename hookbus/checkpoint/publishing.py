@@ -9,14 +9,14 @@ from __future__ import annotations
 __all__ = ("PUBLISHABLE", "publish_weights")
 
 import contextlib
-import hashlib
-import secrets
 from pathlib import Path
 
 from hookbus.checkpoint.files import Files
-from hookbus.checkpoint.manifest import FileRecord, read_chunks, read_manifest
+from hookbus.checkpoint.leftovers import hidden_path
+from hookbus.checkpoint.manifest import FileRecord, compare_digest, read_chunks, read_manifest
 from hookbus.checkpoint.snapshot import WEIGHT_FILES
-from hookbus.errors import CheckpointCorrupt, CheckpointError, CheckpointWriteError, choices
+from hookbus.checkpoint.writing import write_errors, write_file
+from hookbus.errors import CheckpointError, choices
 
 PUBLISHABLE = tuple(WEIGHT_FILES)
 """The entries of a checkpoint that can be published."""
@@ -46,28 +46,17 @@ def publish_weights(checkpoint: Path, entry: str = "state_dict", *, files: Files
         raise CheckpointError(msg)
     middle = "" if entry == "state_dict" else f"_{entry}"
     target = checkpoint.with_name(f"{info.name}{middle}-{info.files[file].sha256[:_DIGITS]}.safetensors")
-    try:
+    with write_errors(f"{target} was not published"):
         _copy(checkpoint / file, info.files[file], target, files)
-    except OSError as error:
-        refused = CheckpointWriteError(f"{target} was not published: {error}")
-        refused.errno = error.errno
-        raise refused from error
     return target
 
 
 def _copy(source: Path, record: FileRecord, target: Path, files: Files) -> None:
     """Copy a file, compare what was read with its record, and only then give the copy its name."""
-    temporary = target.with_name(f".{target.name}.tmp-{secrets.token_hex(8)}")
-    digest = hashlib.sha256()
+    temporary = hidden_path(target, "tmp")
     try:
-        with files.create(temporary) as copy:
-            for chunk in read_chunks(source, files):
-                files.write(copy, chunk)
-                digest.update(chunk)
-            files.sync(copy)
-        if digest.hexdigest() != record.sha256:
-            msg = f"{source} has the SHA-256 {digest.hexdigest()}, expected {record.sha256}"
-            raise CheckpointCorrupt(msg)
+        written = write_file(temporary, read_chunks(source, files), files)
+        compare_digest(source, record, written.sha256)
         files.rename(temporary, target)
         files.sync_directory(target.parent)
     except BaseException:

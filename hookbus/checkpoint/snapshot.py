@@ -1,8 +1,9 @@
 """One checkpoint of a run: the dict that hooks see, as the files of a directory, and back.
 
-`state_dict` and `averaged` go to files that load as plain state dicts, every other tensor to `tensors.safetensors`, and all the
-rest to `state.json`. What `load_checkpoint` returns equals what `save_checkpoint` was given; its tensors are on the CPU. Saving
-is synchronous and copies no CPU tensor. Loading verifies every byte before it parses any.
+`state_dict` and `averaged` go to files that load as plain state dicts, the tensors of `optimizer` to `optimizer.safetensors`,
+every other tensor to `tensors.safetensors`, and all the rest to `state.json`. What `load_checkpoint` returns equals what
+`save_checkpoint` was given; its tensors are on the CPU. Saving is synchronous and copies no contiguous CPU tensor. Loading
+reads each file once, and nothing is decoded before every byte is verified.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 __all__ = ("load_checkpoint", "save_checkpoint", "verify_checkpoint")
 
 import copy
+import hashlib
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,17 +24,44 @@ import torch
 from hookbus.checkpoint.decode import decode_state
 from hookbus.checkpoint.encode import StoredWeight, encode_state
 from hookbus.checkpoint.files import Files
-from hookbus.checkpoint.manifest import CheckpointInfo, read_chunks, read_manifest, verify_files
+from hookbus.checkpoint.linking import linked
+from hookbus.checkpoint.manifest import (
+    STATE_FILE,
+    CheckpointInfo,
+    check_digest,
+    check_file,
+    check_names,
+    compare_digest,
+    read_chunks,
+    read_manifest,
+    verify_files,
+)
 from hookbus.checkpoint.sharing import check_tensor
-from hookbus.checkpoint.store import CheckpointStore, Content
-from hookbus.checkpoint.tensor_file import TENSOR_DTYPES, read_tensors, tensor_chunks
-from hookbus.errors import CheckpointCorrupt, CheckpointError, choices
+from hookbus.checkpoint.store import CheckpointStore
+from hookbus.checkpoint.tensor_file import TENSOR_DTYPES, tensor_chunks
+from hookbus.checkpoint.tensor_reading import read_verified
+from hookbus.checkpoint.writing import Content
+from hookbus.errors import CheckpointCorrupt, CheckpointError, StateEncodingError, choices
 
 WEIGHT_FILES = {"state_dict": "model.safetensors", "averaged": "averaged.safetensors"}
 """The entries of a checkpoint whose tensors have a file of their own, under their own names."""
 
+OPTIMIZER_FILE = "optimizer.safetensors"
+"""Has a file of its own because it is large and, unlike the rest, the same in two checkpoints of one step."""
+
 TENSORS_FILE = "tensors.safetensors"
-STATE_FILE = "state.json"
+
+MAX_STATE_BYTES = 1 << 26
+"""The longest `state.json` written or read: what is large belongs in tensors and arrays, which are not in it."""
+
+
+TENSOR_FILES = (OPTIMIZER_FILE, *WEIGHT_FILES.values(), TENSORS_FILE)
+
+LINKABLE = (*WEIGHT_FILES.values(), OPTIMIZER_FILE)
+"""The files that two checkpoints of one step share."""
+
+_OF_OPTIMIZER = re.compile(r"optimizer(?![A-Za-z0-9_])")
+"""How the names of its tensors begin: they are their paths in the checkpoint."""
 
 
 def save_checkpoint(
@@ -45,19 +75,32 @@ def save_checkpoint(
     hookbus_version: str = "",
     facts: Mapping[str, Any] | None = None,
     replace: bool = False,
+    link_from: Path | None = None,
+    is_unchanged: bool = False,
 ) -> Path:
     """Commit the checkpoint under the name and return its directory.
 
     The entries of `state_dict` and `averaged` that are tensors are written under each of their names, also those that share
     memory, and contiguously; of those that are the same tensor it is recorded that they are. `facts` go into the manifest.
 
+    Args:
+        link_from: the directory of a committed checkpoint of the same step. Weights and optimizer tensors that are the same
+            bytes as there are hard-linked instead of written; either of the two can then be removed without the other. Where
+            that is impossible they are written.
+        is_unchanged: the caller vouches that weights and optimizer have not changed since that one was assembled, so the tensors
+            are not even read. Without it their digests are compared.
+
     Raises:
-        StateEncodingError: if a value has no exact form; nothing was written.
+        StateEncodingError: if a value has no exact form, or the state is too large; nothing was written.
         InvalidName, CheckpointError, CheckpointWriteError: see `CheckpointStore.save`.
     """
+    contents, tensors = _contents(checkpoint)
+    if link_from is not None:
+        step = (epoch, iter)
+        contents |= linked({file: tensors[file] for file in LINKABLE if file in tensors}, link_from, step, trusted=is_unchanged)
     return store.save(
         name,
-        _contents(checkpoint),
+        contents,
         epoch=epoch,
         iter=iter,
         role=role,
@@ -74,12 +117,18 @@ def load_checkpoint(path: str | Path, *, files: Files | None = None) -> dict[str
         CheckpointError: if there is no directory at the path, or a later version wrote it.
         CheckpointCorrupt: naming the file, what was expected and what was found.
     """
-    info = verify_checkpoint(path, files=files)
-    weights = {file: read_tensors(info.path / file) for file in WEIGHT_FILES.values() if file in info.files}
-    tensors = read_tensors(info.path / TENSORS_FILE) if TENSORS_FILE in info.files else {}
-    document = _read_state(info, files or Files())
+    files = files or Files()
+    info = _read_info(Path(path), files)
+    check_names(info, files)
+    for file, record in info.files.items():
+        check_file(info.path / file, record, files)
+    document = _read_state(info, files)
+    held = read_verified(info.path, {file: info.files[file] for file in TENSOR_FILES if file in info.files}, files)
+    tensors = held.pop(OPTIMIZER_FILE, {}) | held.pop(TENSORS_FILE, {})
+    for file in info.files.keys() - {STATE_FILE, *TENSOR_FILES}:
+        check_digest(info.path / file, info.files[file], files)
     try:
-        checkpoint = decode_state(document, tensors, weights=weights)
+        checkpoint = decode_state(document, tensors, weights=held)
     except CheckpointCorrupt as error:
         message = f"{info.path / STATE_FILE}: {error}"
         raise CheckpointCorrupt(message) from error
@@ -91,27 +140,33 @@ def load_checkpoint(path: str | Path, *, files: Files | None = None) -> dict[str
 
 def verify_checkpoint(path: str | Path, *, files: Files | None = None) -> CheckpointInfo:
     """Compare every byte in the directory with its manifest, and return what the manifest says; raises like `load_checkpoint`."""
-    path, files = Path(path), files or Files()
-    if not path.is_dir():
-        message = (
-            f"there is no checkpoint at {path}; {choices(path.name, [info.name for info in CheckpointStore(path.parent).list()])}"
-        )
-        raise CheckpointError(message)
-    info = read_manifest(path, files)
+    files = files or Files()
+    info = _read_info(Path(path), files)
     verify_files(info, files)
     return info
 
 
-def _contents(checkpoint: Mapping[str, Any]) -> dict[str, Content]:
-    tree, weights = dict(checkpoint), dict[str, dict[str, torch.Tensor]]()
+def _read_info(path: Path, files: Files) -> CheckpointInfo:
+    if not path.is_dir():
+        known = [info.name for info in CheckpointStore(path.parent).list()]
+        message = f"there is no checkpoint at {path}; {choices(path.name, known)}"
+        raise CheckpointError(message)
+    return read_manifest(path, files)
+
+
+def _contents(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Content], dict[str, dict[str, torch.Tensor]]]:
+    """Return what each file is to hold, and the tensors by file and name."""
+    tree, tensors = dict(checkpoint), dict[str, dict[str, torch.Tensor]]()
     for key, file in WEIGHT_FILES.items():
         if type(tree.get(key)) in (dict, OrderedDict):
-            tree[key], weights[file] = _take_weights(tree[key], key, file)
+            tree[key], tensors[file] = _take_weights(tree[key], key, file)
     state = encode_state(tree)
-    contents: dict[str, Content] = {file: tensor_chunks(tensors) for file, tensors in weights.items()}
-    contents[TENSORS_FILE] = tensor_chunks(state.tensors)
-    contents[STATE_FILE] = [_render(state.document)]
-    return contents
+    of_optimizer = {name: tensor for name, tensor in state.tensors.items() if _OF_OPTIMIZER.match(name)}
+    if of_optimizer:
+        tensors[OPTIMIZER_FILE] = of_optimizer
+    tensors[TENSORS_FILE] = {name: tensor for name, tensor in state.tensors.items() if name not in of_optimizer}
+    contents: dict[str, Content] = {file: tensor_chunks(held) for file, held in tensors.items()}
+    return contents | {STATE_FILE: [_render(state.document)]}, tensors
 
 
 def _take_weights(mapping: dict[Any, Any], key: str, file: str) -> tuple[dict[Any, Any], dict[str, torch.Tensor]]:
@@ -140,18 +195,36 @@ def _identity(tensor: torch.Tensor) -> Any:
 def _render(document: Any) -> bytes:
     """Return the document as JSON text, one entry of the checkpoint per line."""
     if "$dict" in document:  # an entry with a name that JSON cannot show as it is
-        return json.dumps(document, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    lines = (f"{json.dumps(key)}: {json.dumps(entry, ensure_ascii=False, allow_nan=False)}" for key, entry in document.items())
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        return _limited(text, {})
+    entries = {key: json.dumps(entry, ensure_ascii=False, allow_nan=False) for key, entry in document.items()}
+    lines = (f"{json.dumps(key)}: {entry}" for key, entry in entries.items())
+    return _limited(("{\n" + ",\n".join(lines) + "\n}\n").encode(), entries)
+
+
+def _limited(text: bytes, entries: Mapping[str, str]) -> bytes:
+    """Return the text if it can be read again."""
+    if len(text) > MAX_STATE_BYTES:
+        largest = max(entries, key=lambda key: len(entries[key]), default="")
+        message = (
+            f"all of the state but its tensors and arrays takes {len(text)} bytes, most of them in {largest!r}; expected at most "
+            f"{MAX_STATE_BYTES}: keep long lists of numbers as tensors or numpy arrays"
+        )
+        raise StateEncodingError(message)
+    return text
 
 
 def _read_state(info: CheckpointInfo, files: Files) -> Any:
     file = info.path / STATE_FILE
-    if STATE_FILE not in info.files:
-        message = f"{info.path} holds {', '.join(sorted(info.files)) or 'no files'}, expected {STATE_FILE}"
+    record = info.files.get(STATE_FILE)
+    if record is None or record.size > MAX_STATE_BYTES:
+        held = ", ".join(f"{name} of {record.size} bytes" for name, record in sorted(info.files.items())) or "no files"
+        message = f"{info.path} holds {held}; expected {STATE_FILE} of at most {MAX_STATE_BYTES} bytes"
         raise CheckpointCorrupt(message)
+    text = b"".join(read_chunks(file, files))
+    compare_digest(file, record, hashlib.sha256(text).hexdigest())
     try:
-        return json.loads(b"".join(read_chunks(file, files)), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         message = f"{file} is not the JSON that was written: {error}"
         raise CheckpointCorrupt(message) from error

@@ -14,30 +14,25 @@ __all__ = ("CheckpointStore",)
 
 import contextlib
 import dataclasses
-import hashlib
-import re
-import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hookbus.checkpoint.files import Files
+from hookbus.checkpoint.leftovers import clean_directory, clean_file, discard_directory, hidden_path
 from hookbus.checkpoint.manifest import (
     FILE_NAME,
     MANIFEST_FILE,
+    STATE_FILE,
     CheckpointInfo,
-    FileRecord,
     check_name,
     read_manifest,
     render_manifest,
     verify_files,
 )
-from hookbus.errors import CheckpointError, CheckpointWriteError, InvalidName, choices
-
-Content = Iterable[bytes | memoryview]
-"""What a file holds, in pieces."""
-
-_LEFTOVER = re.compile(r"\.(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,99})\.(?P<kind>tmp|old)-[0-9a-f]{16}")
+from hookbus.checkpoint.probing import probe_directory, probe_file
+from hookbus.checkpoint.writing import Content, make_directories, write_errors, write_file, write_files
+from hookbus.errors import CheckpointError, InvalidName, choices
 
 
 class CheckpointStore:
@@ -76,11 +71,11 @@ class CheckpointStore:
             name=name, path=target, epoch=epoch, iter=iter, role=role, hookbus_version=hookbus_version, facts=dict(facts or {})
         )
         render_manifest(info)  # refuses bad facts before anything is written
-        with _write_errors(target, "was not committed"):
+        with write_errors(f"the checkpoint {target} was not committed"):
             old = self._commit(info, contents)
-        with _write_errors(target, "is committed, but what follows a commit failed"):
+        with write_errors(f"the checkpoint {target} is committed, but what follows a commit failed"):
             if old is not None:
-                self._discard(old)
+                discard_directory(old, self._files)
             if role != "best":
                 self._write_last(name)
         return target
@@ -97,7 +92,7 @@ class CheckpointStore:
         return next(reversed(self.list()), None)
 
     def damaged(self) -> dict[str, CheckpointError]:
-        """Return the directories that look like checkpoints and whose manifest is not sound, with what is wrong."""
+        """Return the directories that look like checkpoints and whose manifest is missing or not sound, with what is wrong."""
         problems: dict[str, CheckpointError] = {}
         list(self._scan(problems))
         return problems
@@ -135,34 +130,39 @@ class CheckpointStore:
             reason = f"it holds {', '.join(sorted(foreign))}" if foreign else f"its manifest names {info.name!r}"
             message = f"{info.path} is not removed because {reason}, which this store did not write there"
             raise CheckpointError(message)
-        aside = self._hidden(name, "tmp")
-        with _write_errors(info.path, "could not be removed"):
-            self._files.rename(info.path, aside)
-            self._discard(aside)
-            self._files.sync_directory(self.directory)
+        aside = hidden_path(info.path, "tmp")
+        with write_errors(f"the checkpoint {info.path} could not be removed"):
+            self._move_aside(info.path, aside)
+            discard_directory(aside, self._files)
 
     def clean(self) -> Sequence[str]:
         """Tidy up after a crash, and return what was done: call it once, before anything else writes here.
 
         A checkpoint that was moved aside while it was replaced is moved back if its successor never appeared; temporary
-        directories go.
+        directories and files go.
 
         Raises:
             CheckpointWriteError: if the file system refused.
         """
-        with _write_errors(self.directory, "could not be cleaned up"):
-            done = [self._clean_directory(found) for found in self._leftovers(self.directory)]
-            for found in self._leftovers(self.last_checkpoint_path.parent):
-                path = self.last_checkpoint_path.parent / found[0]
-                if found["name"] == self.last_checkpoint_path.name and self._files.is_file(path):
-                    self._files.remove_file(path)
-                    done.append(f"removed {found[0]}")
-        return [line for line in done if line]
+        with write_errors(f"the checkpoints in {self.directory} could not be cleaned up"):
+            restored_or_removed = clean_directory(self.directory, self._files)
+            removed = clean_file(self.last_checkpoint_path, self._files)
+        return [*restored_or_removed, *removed]
+
+    def probe(self) -> None:
+        """Go through what saving takes, on a small scale, and leave nothing: call it before training, not at the first save.
+
+        Raises:
+            CheckpointWriteError: if the file system refuses; its `errno` says why.
+        """
+        with write_errors(f"checkpoints cannot be written to {self.directory}, as a trial shows"):
+            probe_directory(self.directory, self._files)
+            probe_file(self.last_checkpoint_path, self._files)
 
     def _scan(self, problems: dict[str, CheckpointError] | None = None) -> Iterator[CheckpointInfo]:
         for name in self._files.list_names(self.directory):
             path = self.directory / name
-            if name.startswith(".") or not self._files.is_directory(path) or not self._files.exists(path / MANIFEST_FILE):
+            if name.startswith(".") or not self._files.is_directory(path) or not self._looks_like_one(path):
                 continue
             try:
                 info = read_manifest(path, self._files)
@@ -172,6 +172,10 @@ class CheckpointStore:
             else:
                 if info.name == name:
                     yield info
+
+    def _looks_like_one(self, path: Path) -> bool:
+        """Say whether there is a manifest, or the state of a checkpoint that has lost it."""
+        return self._files.exists(path / MANIFEST_FILE) or self._files.exists(path / STATE_FILE)
 
     def _check_target(self, target: Path, *, replace: bool) -> None:
         if not self._files.exists(target):
@@ -185,34 +189,24 @@ class CheckpointStore:
 
     def _commit(self, info: CheckpointInfo, contents: Mapping[str, Content]) -> Path | None:
         """Write and rename; return where the checkpoint of the same name is now, if there was one."""
-        self._make_directories(self.directory)
-        temporary = self._hidden(info.name, "tmp")
+        make_directories(self.directory, self._files)
+        temporary = hidden_path(info.path, "tmp")
         try:
             self._write_directory(temporary, info, contents)
             return self._rename_in(temporary, info.path)
         except BaseException:
             with contextlib.suppress(OSError):
-                self._discard(temporary)
+                discard_directory(temporary, self._files)
             raise
 
     def _write_directory(self, path: Path, info: CheckpointInfo, contents: Mapping[str, Content]) -> None:
         self._files.make_directory(path)
-        records = {name: self._write_file(path / name, content) for name, content in contents.items()}
-        self._write_file(path / MANIFEST_FILE, [render_manifest(dataclasses.replace(info, files=records))])
+        records = write_files(path, contents, self._files)
+        write_file(path / MANIFEST_FILE, [render_manifest(dataclasses.replace(info, files=records))], self._files)
         self._files.sync_directory(path)
 
-    def _write_file(self, path: Path, content: Content) -> FileRecord:
-        digest, size = hashlib.sha256(), 0
-        with self._files.create(path) as file:
-            for chunk in content:
-                self._files.write(file, chunk)
-                digest.update(chunk)
-                size += len(chunk)
-            self._files.sync(file)
-        return FileRecord(size=size, sha256=digest.hexdigest())
-
     def _rename_in(self, temporary: Path, target: Path) -> Path | None:
-        old = self._hidden(target.name, "old") if self._files.exists(target) else None
+        old = hidden_path(target, "old") if self._files.exists(target) else None
         try:
             if old is not None:
                 self._files.rename(target, old)
@@ -223,6 +217,16 @@ class CheckpointStore:
             raise
         return old
 
+    def _move_aside(self, path: Path, aside: Path) -> None:
+        """Rename durably: else a power loss could undo the rename and not what follows, and leave a part of a checkpoint."""
+        self._files.rename(path, aside)
+        try:
+            self._files.sync_directory(self.directory)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._files.rename(aside, path)
+            raise
+
     def _undo_renames(self, temporary: Path, target: Path, old: Path | None) -> None:
         with contextlib.suppress(OSError):  # where even this fails, `clean` finds one of the two complete
             if not self._files.exists(temporary):
@@ -232,51 +236,15 @@ class CheckpointStore:
 
     def _write_last(self, name: str) -> None:
         path = self.last_checkpoint_path
-        temporary = path.parent / f".{path.name}.tmp-{secrets.token_hex(8)}"
+        temporary = hidden_path(path, "tmp")
         try:
-            self._write_file(temporary, [name.encode()])
+            write_file(temporary, [name.encode()], self._files)
             self._files.rename(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 self._files.remove_file(temporary)
             raise
         self._files.sync_directory(path.parent)
-
-    def _make_directories(self, path: Path) -> None:
-        if self._files.exists(path):
-            return
-        self._make_directories(path.parent)
-        self._files.make_directory(path)
-        self._files.sync_directory(path.parent)
-
-    def _hidden(self, name: str, kind: str) -> Path:
-        return self.directory / f".{name}.{kind}-{secrets.token_hex(8)}"
-
-    def _leftovers(self, directory: Path) -> Sequence[re.Match[str]]:
-        found = (_LEFTOVER.fullmatch(name) for name in self._files.list_names(directory))
-        return [match for match in found if match is not None]
-
-    def _clean_directory(self, found: re.Match[str]) -> str:
-        path, target = self.directory / found[0], self.directory / found["name"]
-        if not self._files.is_directory(path):
-            return ""
-        if found["kind"] == "old" and not self._files.exists(target):
-            self._files.rename(path, target)
-            self._files.sync_directory(self.directory)
-            return f"restored {found['name']}"
-        self._discard(path)
-        return f"removed {found[0]}"
-
-    def _discard(self, path: Path) -> None:
-        """Delete a hidden directory of the store's own; files that cannot be its own stay, and the directory with them."""
-        if not self._files.exists(path):
-            return
-        names = self._files.list_names(path)
-        own = [name for name in names if name == MANIFEST_FILE or FILE_NAME.fullmatch(name)]
-        for name in sorted(own, key=lambda name: name != MANIFEST_FILE):  # without a manifest the rest counts as nothing
-            self._files.remove_file(path / name)
-        if len(own) == len(names):
-            self._files.remove_directory(path)
 
 
 def _check_file_names(contents: Mapping[str, Content]) -> None:
@@ -286,15 +254,3 @@ def _check_file_names(contents: Mapping[str, Content]) -> None:
                 f"{name!r} cannot name a file in a checkpoint: expected lower-case letters and digits, then .safetensors or .json"
             )
             raise InvalidName(message)
-
-
-@contextlib.contextmanager
-def _write_errors(path: Path, outcome: str) -> Iterator[None]:
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except OSError as error:
-        refused = CheckpointWriteError(f"the checkpoint {path} {outcome}: {error}")
-        refused.errno = error.errno
-        raise refused from error

@@ -1,24 +1,21 @@
-"""The safetensors format: a mapping of names to tensors as a stream of byte chunks, and back.
+"""The safetensors format: a mapping of names to tensors as a stream of byte chunks.
 
 Writing is done here rather than by the library, because a stream can be hashed in the same pass, reports the operating system's
 own error, and may hold tensors that share memory: each is written in full under each of its names. What is written loads with
-`safetensors.torch.load_file`, and reading is left to the library.
+`safetensors.torch.load_file`; `hookbus.checkpoint.tensor_reading` reads and verifies it in one pass.
 """
 
 from __future__ import annotations
 
-__all__ = ("TENSOR_DTYPES", "read_tensors", "tensor_chunks")
+__all__ = ("MAX_HEADER_BYTES", "TENSOR_DTYPES", "tensor_bytes", "tensor_chunks", "tensor_header")
 
 import json
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 
-from hookbus.errors import CheckpointCorrupt
+from hookbus.errors import StateEncodingError
 
 _NAMES = {
     "BOOL": "bool",
@@ -47,6 +44,9 @@ TENSOR_DTYPES: dict[torch.dtype, str] = {
 }
 """The dtypes a safetensors file can hold, with the format's own name for each."""
 
+MAX_HEADER_BYTES = 1 << 26
+"""The longest header written or read: room for half a million tensors."""
+
 Chunk = bytes | memoryview
 """A piece of a file's content."""
 
@@ -56,39 +56,36 @@ def tensor_chunks(tensors: Mapping[str, torch.Tensor]) -> Iterator[Chunk]:
 
     A tensor is copied only when its chunk is asked for, and only if it is not a contiguous CPU tensor.
     """
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))  # wide items first keep every tensor aligned
-    yield _header(ordered)
-    for _, tensor in ordered:
+    yield tensor_header(tensors)
+    for _, tensor in _ordered(tensors):
         if tensor.numel():
-            yield _content(tensor)
+            yield tensor_bytes(tensor.detach().resolve_conj().resolve_neg().cpu().contiguous())
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file, in memory of their own on the CPU.
+def tensor_header(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Return how such a file begins, which says everything about the tensors but their values.
 
     Raises:
-        CheckpointCorrupt: if the file is not in the safetensors format.
+        StateEncodingError: there are too many tensors for one file.
     """
-    try:
-        mapped = safetensors.torch.load_file(path, device="cpu")
-    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        message = f"{path} is not a readable safetensors file: {error}"
-        raise CheckpointCorrupt(message) from error
-    return {name: tensor.clone() for name, tensor in mapped.items()}  # not mapped to the file: it may change or go away
-
-
-def _header(ordered: list[tuple[str, torch.Tensor]]) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, tensor in ordered:
+    for name, tensor in _ordered(tensors):
         stop = offset + math.prod(tensor.shape) * tensor.itemsize
         entries[name] = {"dtype": TENSOR_DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, stop]}
         offset = stop
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        message = f"the names and shapes of {len(tensors)} tensors take {len(text)} bytes, expected at most {MAX_HEADER_BYTES}"
+        raise StateEncodingError(message)
     return len(text).to_bytes(8, "little") + text
 
 
-def _content(tensor: torch.Tensor) -> memoryview:
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy().data
+def _ordered(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    return sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))  # wide items first keep every tensor aligned
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return the memory of a contiguous CPU tensor that is not empty, as bytes."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -6,6 +6,7 @@ __all__ = (
     "CheckpointHook",
     "DistSamplerSeedHook",
     "Hook",
+    "InvalidLossHook",
     "IterTimerHook",
     "LoggerHook",
     "ParamSchedulerHook",
@@ -15,6 +16,7 @@ __all__ = (
 from hookbus.hooks.base import Hook
 from hookbus.hooks.checkpoint import CheckpointHook
 from hookbus.hooks.dist_sampler_seed import DistSamplerSeedHook
+from hookbus.hooks.invalid_loss import InvalidLossHook
 from hookbus.hooks.iter_timer import IterTimerHook
 from hookbus.hooks.logger import LoggerHook
 from hookbus.hooks.param_scheduler import ParamSchedulerHook

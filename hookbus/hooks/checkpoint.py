@@ -44,6 +44,7 @@ class CheckpointHook(Hook):
         filename_tmpl: names the checkpoints instead of `epoch_{}` or `iter_{}`; `{}` becomes the number.
         published_keys: weights, `"state_dict"` or `"averaged"`, to copy in the end into `epoch_5-<8 digits>.safetensors`.
         save_begin: the first epoch or iteration to save, from which `interval` counts; 0 saves after the first interval.
+        async_save: whether training goes on while a checkpoint is written; at the boundary the state is only copied.
 
     Raises:
         ConfigError: an option makes no sense; names each.
@@ -67,6 +68,7 @@ class CheckpointHook(Hook):
         filename_tmpl: str | None = None,
         published_keys: str | Sequence[str] | None = None,
         save_begin: int = 0,
+        async_save: bool = False,
     ) -> None:
         refuse(list(_problems({name: value for name, value in locals().items() if name != "self"})))
         self.interval = interval
@@ -78,6 +80,7 @@ class CheckpointHook(Hook):
         self.filename_tmpl = filename_tmpl
         self.published_keys = listed(published_keys)
         self.save_begin = save_begin
+        self.async_save = async_save
         kept = {"optimizer": save_optimizer, "param_schedulers": save_param_scheduler}
         self.leave_out = tuple(entry for entry, is_kept in kept.items() if not is_kept)
         self.best = BestScores(save_best, rule, greater_keys, less_keys)
@@ -179,7 +182,8 @@ class CheckpointHook(Hook):
 
     def _ask(self, runner: Any, name: str, **options: Any) -> None:
         directory = self.checkpoint_directory(runner.work_dir)
-        runner.request_save(name, owner=self, directory=directory, leave_out=self.leave_out, **options)
+        options |= {"leave_out": self.leave_out, "asynchronous": self.async_save}
+        runner.request_save(name, owner=self, directory=directory, **options)
 
     def _name(self, number: int, *, in_epochs: bool) -> str:
         """Return the name of a checkpoint; what is not counted in the unit of this hook has the usual one."""
@@ -256,6 +260,7 @@ _EXPECTED: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "filename_tmpl": (_is_template, "a name of letters, digits, '.', '_' and '-' with one {} for the number, such as 'epoch_{}'"),
     "published_keys": _TEXTS,
     "save_begin": (_is_start, "a whole number of at least 0"),
+    "async_save": _A_FLAG,
 }
 
 

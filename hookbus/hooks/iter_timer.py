@@ -25,7 +25,7 @@ class IterTimerHook(Hook):
     priority: ClassVar[int | str] = "NORMAL"
 
     def __init__(self) -> None:
-        self._mark = 0.0
+        self._mark = perf_counter()  # registered in the middle of an epoch, it has no beginning to count from
         self._iterations = 0
         self._seconds = 0.0
 

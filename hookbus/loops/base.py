@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ("BaseLoop", "LoopContext")
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -17,7 +17,7 @@ from hookbus.bus import EventBus
 from hookbus.errors import EmptyDataLoader, Skip
 from hookbus.events import EpochEvent, PhaseEvent
 from hookbus.hub import MessageHub
-from hookbus.loading import start_loading, stop_loading
+from hookbus.loading import LoaderPosition, start_loading, stop_loading
 from hookbus.progress import Progress
 from hookbus.training_thread import TrainingThread
 
@@ -50,6 +50,8 @@ class BaseLoop(ABC):
     def __init__(self, context: LoopContext, dataloader: Any) -> None:
         self.context = context
         self.dataloader = dataloader
+        self.position = LoaderPosition()
+        """Where the running pass over the data stands."""
 
     @abstractmethod
     def run(self) -> dict[str, Any]:
@@ -80,36 +82,56 @@ class BaseLoop(ABC):
             return None
         return bus.emit(event_type(epoch=progress.epoch, iter=progress.iter, **facts), {"runner": self.context.runner})
 
-    def batches(self, where: str) -> Iterator[tuple[int, Any, float]]:
+    def batches(self, where: str, number: int) -> Iterator[tuple[int, Any, float]]:
         """Yield number, batch on its device, and the seconds it was waited for; end early where a stop came meanwhile.
+
+        Args:
+            where: which data, for an error.
+            number: tells this pass from the others of this loop; random augmentation in workers follows from it.
 
         Raises:
             EmptyDataLoader: there was not a single batch.
         """
-        move, thread = self.context.move, self.context.live_thread
+        move = self.context.move
         may_leave_a_batch = self._may_leave_a_batch()
-        batch_idx = -1
-        with self._iterating() as iterator:
+        batch_idx = self.position.done - 1
+        with self._iterating(number) as iterator:
             asked = perf_counter()
-            for batch_idx, loaded in enumerate(iterator):
+            for batch_idx, loaded in enumerate(iterator, self.position.done):
                 batch, waited = move(loaded), perf_counter() - asked
-                if may_leave_a_batch:
-                    thread.control_point()
-                    if thread.stop_requested:
-                        return
+                if may_leave_a_batch and self._stop_came_meanwhile():
+                    return
                 yield batch_idx, batch, waited
                 asked = perf_counter()
         if batch_idx < 0:
             raise EmptyDataLoader(_no_batch(where, self.dataloader))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the running pass over the data stands."""
+        return self.position.state_dict(self.dataloader)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on in the middle of a pass."""
+        self.position.load_state_dict(state_dict, self.dataloader)
+
     @contextmanager
-    def _iterating(self) -> Iterator[Iterator[Any]]:
-        """Have the dataloader begin a pass; its workers, if any, end with it."""
-        iterator = start_loading(self.dataloader, self.context.hub, self.runner.logger.warning)
+    def _iterating(self, number: int) -> Iterator[Iterator[Any]]:
+        """Have the dataloader begin a pass where its position is; its workers, if any, end with it."""
+        loader, position = self.dataloader, self.position
+        for doubt in position.doubts(loader):
+            self.runner.logger.warning("these batches may not be those of the uninterrupted run: %s", doubt)
+        with position.following(loader, self.runner.seed, number):
+            iterator = start_loading(loader, self.context.hub, self.runner.logger.warning)
         try:
-            yield iterator
+            yield position.skip(loader, iterator)
         finally:
             stop_loading(iterator)
+
+    def _stop_came_meanwhile(self) -> bool:
+        thread = self.context.live_thread
+        was_stopped = thread.stop_requested
+        thread.control_point()
+        return thread.stop_requested and not was_stopped
 
     def _may_leave_a_batch(self) -> bool:
         """Return whether a stop may come between the arrival of a batch and its step.
@@ -120,6 +142,9 @@ class BaseLoop(ABC):
 
 
 def _no_batch(where: str, dataloader: Any) -> str:
+    if isinstance(dataloader, Iterator):
+        kind = type(dataloader).__name__
+        return f"the {where} data is an iterator, a {kind}, which can be gone through only once; give a list or a dataloader"
     dataset: Any = getattr(dataloader, "dataset", None)
     size = len(dataset) if hasattr(dataset, "__len__") else "unknown"
     return f"the {where} dataloader yielded no batch (size of its dataset: {size}); is drop_last set, or a sampler empty?"

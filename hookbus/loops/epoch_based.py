@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from hookbus.events import AfterTrainEpoch, BeforeTrainEpoch
 from hookbus.loops.base import BaseLoop, LoopContext
-from hookbus.loops.train_base import TrainLoop
+from hookbus.loops.train_base import TrainLoop, check_count
 from hookbus.steps import TrainStep
 
 
@@ -69,7 +69,7 @@ class EpochBasedTrainLoop(TrainLoop):
 
     @max_epochs.setter
     def max_epochs(self, number: int) -> None:
-        self.maximum = number
+        self.maximum = check_count("max_epochs", number)
 
     @property
     def max_iters(self) -> int | None:
@@ -85,16 +85,17 @@ class EpochBasedTrainLoop(TrainLoop):
         """Train one epoch and return whether it was completed."""
         context = self.context
         progress, thread = context.progress, context.live_thread
-        progress.batch_idx = 0
+        progress.batch_idx = self.position.done  # training may go on in the middle of an epoch
         self.emit(BeforeTrainEpoch)
         context.model.train()
-        for batch_idx, batch, data_time in self.batches("training"):
+        for batch_idx, batch, data_time in self.batches("training", self.epoch):
             self._run_iter(batch_idx, batch, data_time)
             thread.step_boundary()
-            if thread.stop_requested:
+            if thread.stop_requested and progress.batch_idx != self.num_batches:
                 break
         if thread.stop_requested and progress.batch_idx != self.num_batches:
             return False
+        self.position.finish()
         if self.epoch + 1 >= self.maximum:
             self._finish_updates()
         self.emit(AfterTrainEpoch)

@@ -70,7 +70,8 @@ class EvaluationLoop(BaseLoop):
         """Return the metrics; None where somebody stopped before all data was seen."""
         thread = self.context.live_thread
         self._evaluation.reset()
-        for batch_idx, batch, data_time in self.batches(self.name):
+        self.position.finish()  # one that was stopped begins anew
+        for batch_idx, batch, data_time in self.batches(self.name, self.context.progress.iter):
             self._run_iter(batch_idx, batch, data_time)
             thread.control_point()
             if thread.stop_requested:

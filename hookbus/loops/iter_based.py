@@ -11,13 +11,12 @@ from __future__ import annotations
 
 __all__ = ("IterBasedTrainLoop",)
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from hookbus.events import AfterTrainEpoch, BeforeTrainEpoch
 from hookbus.loops.base import BaseLoop, LoopContext
-from hookbus.loops.train_base import TrainLoop
+from hookbus.loops.train_base import TrainLoop, check_count
 from hookbus.samplers import set_epoch
 from hookbus.steps import TrainStep
 
@@ -75,7 +74,7 @@ class IterBasedTrainLoop(TrainLoop):
 
     @max_iters.setter
     def max_iters(self, number: int) -> None:
-        self.maximum = number
+        self.maximum = check_count("max_iters", number)
 
     @property
     def epoch_length(self) -> int | None:
@@ -105,11 +104,11 @@ class IterBasedTrainLoop(TrainLoop):
     def _endless_batches(self) -> Iterator[tuple[Any, float]]:
         """Yield batches of one pass after the other; each pass shuffles anew, distributed samplers are told so."""
         thread = self.context.live_thread
-        passes_done = self.iter // self.num_batches if self.num_batches else 0
-        for number in itertools.count(passes_done):
-            if number > 0:
-                set_epoch(self.dataloader, number)
-            for _, batch, data_time in self.batches("training"):
+        while True:
+            if self.position.passes > 0:
+                set_epoch(self.dataloader, self.position.passes)
+            for _, batch, data_time in self.batches("training", self.position.passes):
                 yield batch, data_time
             if thread.stop_requested:
                 return
+            self.position.finish()

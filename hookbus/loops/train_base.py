@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("TrainLoop",)
+__all__ = ("TrainLoop", "check_count")
 
 from abc import abstractmethod
 from bisect import bisect_right
@@ -49,10 +49,9 @@ class TrainLoop(BaseLoop):
     ) -> None:
         super().__init__(context, dataloader)
         counted = "max_epochs" if self.by_epoch else "max_iters"
-        _check_counts({counted: maximum, "val_begin": val_begin, "val_interval": val_interval})
-        self.maximum = maximum
-        self.val_begin = val_begin
-        pairs = [(0, val_interval), *_checked_intervals(dynamic_intervals or ())]
+        self.maximum = check_count(counted, maximum)
+        self.val_begin = check_count("val_begin", val_begin)
+        pairs = [(0, check_count("val_interval", val_interval)), *_checked_intervals(dynamic_intervals or ())]
         self._milestones, self._intervals = zip(*pairs, strict=True)
         self.stop_training = False
         """Hooks may set it; training then ends after the running epoch, or iteration where iterations count."""
@@ -87,11 +86,13 @@ class TrainLoop(BaseLoop):
         progress = self.context.progress
         if self.completed >= self.maximum and not progress.validation_due:
             return self._metrics
+        self.context.hub.step = progress.iter
         self.emit(BeforeTrain)
         self.runner.restore_randomness()
         if progress.validation_due:  # a checkpoint was taken, or a stop came, before it ran
             self._validate()
         self._train()
+        self._warn_of_no_update(progress.iter)
         self.emit(AfterTrain)
         self.context.live_thread.step_boundary()
         return self._metrics
@@ -102,6 +103,14 @@ class TrainLoop(BaseLoop):
 
     def _goes_on(self) -> bool:
         return self.completed < self.maximum and not self.stop_training and not self.context.live_thread.stop_requested
+
+    def _warn_of_no_update(self, iterations: int) -> None:
+        """Say it where a model's own `train_step` never calls its optimizer; nothing would be learned, silently."""
+        wrappers = self.runner.optim_wrapper.wrappers()
+        idle = [name for name, wrapper in wrappers.items() if not (wrapper.updates or wrapper.skipped)]
+        if idle and iterations > 2 * max(wrapper.accumulative_counts for wrapper in wrappers.values()):
+            which = f" {', '.join(idle)}" if any(idle) else ""
+            self.runner.logger.warning("the optimizer%s took no step at all; does train_step call update_params?", which)
 
     def _finish_updates(self) -> None:
         """Use the gradients that an incomplete group of iterations left; behind the very last one."""
@@ -125,6 +134,7 @@ class TrainLoop(BaseLoop):
             )
         progress.iter = iteration + 1
         progress.batch_idx = batch_idx + 1
+        self.position.done += 1
 
     def _mark_validation(self) -> None:
         """Note whether a validation is due, so that a checkpoint of this moment knows it."""
@@ -142,11 +152,16 @@ class TrainLoop(BaseLoop):
         thread.step_boundary()
 
 
-def _check_counts(counts: dict[str, int]) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            msg = f"train_cfg.{name} must be at least 1, got {value}"
-            raise ConfigError(msg)
+def check_count(name: str, value: int) -> int:
+    """Return a number of epochs or iterations.
+
+    Raises:
+        ConfigError: it is no whole number of at least 1.
+    """
+    if type(value) is not int or value < 1:
+        msg = f"train_cfg.{name} must be at least 1, got {value!r}"
+        raise ConfigError(msg)
+    return value
 
 
 def _checked_intervals(intervals: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -71,6 +71,10 @@ class OptimWrapperDict(Mapping[str, OptimWrapper]):
         for wrapper in self.values():
             wrapper.finish()
 
+    def wrappers(self) -> dict[str, OptimWrapper]:
+        """Return every wrapper by name."""
+        return dict(self)
+
     def wrapper_of(self, optimizer: torch.optim.Optimizer) -> OptimWrapper:
         """Return the wrapper of one of the optimizers.
 

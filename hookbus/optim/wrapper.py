@@ -58,6 +58,12 @@ class OptimWrapper:
         options = {"accumulative_counts": accumulative_counts, "clip_grad": clip_grad, "dtype": dtype, "loss_scale": loss_scale}
         refuse(wrapper_problems({"optimizer": optimizer, **options}))
         self.optimizer = optimizer
+        self.options = {
+            "accumulative_counts": accumulative_counts,
+            "clip_grad": clip_grad and dict(clip_grad),
+            "dtype": dtype and str(dtype),
+        }
+        """What it was given, as plain values."""
         self.name = name
         self.accumulative_counts = accumulative_counts
         self.dtype = low_precision(dtype)
@@ -101,6 +107,10 @@ class OptimWrapper:
     def attach(self, bus: EventBus, hub: MessageHub, progress: Progress, live: Live, max_iters: Callable[[], int | None]) -> None:
         """Publish on this bus and record in this hub from now on; `max_iters` gives the length of the run, if it is known."""
         self._bus, self._hub, self._progress, self._live, self._max_iters = bus, hub, progress, live, max_iters
+
+    def wrappers(self) -> dict[str, OptimWrapper]:
+        """Return every wrapper by name: this one."""
+        return {self.name: self}
 
     def wrapper_of(self, optimizer: torch.optim.Optimizer) -> OptimWrapper:
         """Return this wrapper, if it is the optimizer's.

@@ -13,13 +13,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from hookbus._config import Constructor, shown
-from hookbus.errors import choices
+from hookbus.errors import choices, describe_error
 from hookbus.log_processor import LogProcessor
 from hookbus.registry import LOOPS, METRICS
 from hookbus.runner.assembly import train_loop_config
 from hookbus.runner.defaults import hook_problems
 from hookbus.runner.optimizers import optimizer_problems
 from hookbus.runner.randomness import Randomness
+from hookbus.runner.settings import CONSEQUENCES
 from hookbus.schedulers import param_scheduler_problems
 
 Given = Mapping[str, Any]
@@ -54,6 +55,16 @@ def _model(given: Given) -> Iterator[str]:
         yield f"model = {shown(given['model'])}: expected a torch.nn.Module"
 
 
+def _device(given: Given) -> Iterator[str]:
+    try:
+        torch.empty(0, device=given["device"])
+    except (RuntimeError, TypeError, AssertionError) as error:
+        available = [
+            kind for kind in ("cuda", "mps", "xpu") if getattr(torch, kind, None) and getattr(torch, kind).is_available()
+        ]
+        yield f"device = {shown(given['device'])}: {describe_error(error)}; available: {', '.join(['cpu', *available])}"
+
+
 def _functions(given: Given) -> Iterator[str]:
     for name in ("loss_fn", "train_step", "val_step"):
         if given[name] is not None and not callable(given[name]):
@@ -75,7 +86,7 @@ def _phases(given: Given) -> Iterator[str]:
 
 def _brings_optimizer(given: Given) -> bool:
     wrapper = given["optim_wrapper"]
-    return "optimizer" in wrapper if isinstance(wrapper, Mapping) else wrapper is not None
+    return "optimizer" in wrapper if isinstance(wrapper, dict) else wrapper is not None
 
 
 def _optimizers(given: Given) -> Iterator[str]:
@@ -152,8 +163,11 @@ def _resuming(given: Given) -> Iterator[str]:
     resume, load_from = given["resume"], given["load_from"]
     if not isinstance(resume, bool | str | Path):
         yield f"resume = {shown(resume)}: expected False, True, 'auto' or the path of a checkpoint"
-    elif load_from is not None and resume not in (False, True):
+    elif load_from is not None and resume not in (False, True, "auto"):
         yield f"load_from = {shown(load_from)}: resume = {shown(resume)} names what to load already; leave one of them out"
+    for name in given["allow"] if isinstance(given["allow"], list | tuple | set) else [given["allow"]]:
+        if name not in CONSEQUENCES:
+            yield f"allow = {shown(name)}: no setting that may differ when resuming; {choices(str(name), CONSEQUENCES)}"
     if not isinstance(load_from, str | Path | None):
         yield f"load_from = {shown(load_from)}: expected the path of a checkpoint"
 
@@ -174,6 +188,6 @@ def _options_of(function: Callable[..., Any]) -> list[str]:
 
 
 _CHECKS = (
-    *(_model, _functions, _phases, _optimizers, _schedulers, _dataloaders, _loops),
+    *(_model, _device, _functions, _phases, _optimizers, _schedulers, _dataloaders, _loops),
     *(_evaluators, _options, _resuming, _compiling),
 )

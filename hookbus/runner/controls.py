@@ -6,13 +6,18 @@ __all__ = ("RunControls",)
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hookbus._named import check_name
 from hookbus.errors import RunEnded
 from hookbus.mailbox import Acknowledgement
-from hookbus.runner.saving import Saver, SaveRequest
+from hookbus.runner.committing import SaveRequest
+from hookbus.runner.rolling_back import roll_back
+from hookbus.runner.saving import Saver
 from hookbus.training_thread import TookEffect, TrainingThread
+
+if TYPE_CHECKING:
+    from hookbus.runner.runner import Runner
 
 T = TypeVar("T")
 
@@ -51,10 +56,18 @@ class RunControls:
     def request_save(self, name: str, **options: Any) -> Acknowledgement[Path | None]:
         """Have a checkpoint taken at the next step boundary; the options are those of `SaveRequest`.
 
-        The acknowledgement gives its path, or None where a hook left it out.
+        The acknowledgement gives its path once it is committed, or None where a hook left it out.
         """
         request = SaveRequest(check_name(name, "a checkpoint"), **options)
         return self._live_thread(f"saving {name}").request(lambda: self._saver.save(request), f"saving {name}")
+
+    def request_rollback(self, reason: str = "somebody asked for it") -> Acknowledgement[Path]:
+        """Have what is trained go back to the newest checkpoint at the next step boundary; data and counters go on.
+
+        The acknowledgement gives the path of that checkpoint. Without one the run ends with a `CheckpointError`.
+        """
+        runner = cast("Runner", self)
+        return self._live_thread("a rollback").request(lambda: roll_back(runner, self._saver, reason), "a rollback")
 
     def _live_thread(self, what: str) -> TrainingThread:
         if self._thread is None:

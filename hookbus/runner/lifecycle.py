@@ -8,13 +8,15 @@ from __future__ import annotations
 
 __all__ = ("run_awaited", "run_here")
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hookbus.bridge import CrossingCancelled, run_in_thread
 from hookbus.device import MainStream
-from hookbus.errors import describe_error
+from hookbus.errors import RunAlreadyLive, describe_error
 from hookbus.events import AfterRun, BeforeRun, RunFailed
 from hookbus.loading import check_main_guard
+from hookbus.runner.signals import SignalGuard
 from hookbus.training_thread import TrainingThread
 
 if TYPE_CHECKING:
@@ -25,11 +27,11 @@ if TYPE_CHECKING:
 def run_here(runner: Runner, name: str, backend: Backend) -> dict[str, Any]:
     """Run a loop on the calling thread; awaited handlers get an event loop on a joined thread."""
     thread = TrainingThread(runner.message_hub, runner.progress, MainStream(), backend)
-    with runner.randomness.in_force(), thread.hosting():
+    with SignalGuard(thread, runner.logger.warning), runner.randomness.in_force(), thread.hosting():
         return _Run(runner, name, thread).conduct()
 
 
-async def run_awaited(runner: Runner, name: str) -> dict[str, Any]:
+async def run_awaited(runner: Runner, name: str, *, handle_signals: bool = False) -> dict[str, Any]:
     """Run a loop on a thread of its own, joined at the end; awaited handlers run on the caller's event loop."""
     main_stream = MainStream()
     thread = TrainingThread(runner.message_hub, runner.progress, main_stream, backend=None)
@@ -38,7 +40,8 @@ async def run_awaited(runner: Runner, name: str) -> dict[str, Any]:
         with main_stream.on_this_thread(), runner.randomness.in_force(), thread.hosting():
             return _Run(runner, name, thread).conduct()
 
-    return await run_in_thread(thread.bridge, body, name=f"hookbus-{runner.experiment_name}", on_cancel=thread.cancel)
+    with SignalGuard(thread, runner.logger.warning, wanted=handle_signals):
+        return await run_in_thread(thread.bridge, body, name=f"hookbus-{runner.experiment_name}", on_cancel=thread.cancel)
 
 
 class _Run:
@@ -53,6 +56,9 @@ class _Run:
         """Take possession of hub, bus and log, run, and give everything back."""
         runner = self._runner
         loop = runner.loop(self._name)
+        if runner.running is not None:
+            msg = f"{self._name}() of {runner.experiment_name!r} cannot begin: its {runner.running}() is going on"
+            raise RunAlreadyLive(msg)
         check_main_guard()  # before anything is written, where workers import a script that has none
         runner.message_hub.begin_run(self._thread.thread_id)
         try:
@@ -77,9 +83,11 @@ class _Run:
             metrics = loop.run()
         except BaseException as error:  # noqa: BLE001  it goes on below, once the run is closed
             failure = error
+        failure = self._close(failure, "the last save", self._runner.finish)
         if failure is not None and not isinstance(failure, CrossingCancelled):
-            failure = self._close(failure, RunFailed, **self._describe(failure))
-        failure = self._close(failure, AfterRun, loop=self._name)
+            facts = self._describe(failure)
+            failure = self._close(failure, "RunFailed", lambda: self._emit(RunFailed, **facts))
+        failure = self._close(failure, "AfterRun", lambda: self._emit(AfterRun, loop=self._name))
         self._report()
         try:
             if failure is not None:
@@ -88,14 +96,14 @@ class _Run:
             failure = None  # the traceback holds this frame: do not close a cycle
         return metrics
 
-    def _close(self, failure: BaseException | None, event_type: Any, **facts: Any) -> BaseException | None:
-        """Publish a closing event; note on the failure what goes wrong meanwhile, or make it the failure."""
+    def _close(self, failure: BaseException | None, what: str, action: Callable[[], None]) -> BaseException | None:
+        """Do what closes a run; note on the failure what goes wrong meanwhile, or make it the failure."""
         try:
-            self._emit(event_type, **facts)
+            action()
         except BaseException as error:  # noqa: BLE001  every closing event is published, and no error is lost
             if failure is None or isinstance(failure, CrossingCancelled):
                 return error
-            failure.add_note(f"and at {event_type.__name__}: {describe_error(error)}")
+            failure.add_note(f"and at {what}: {describe_error(error)}")
             for note in getattr(error, "__notes__", ()):
                 failure.add_note(f"    {note}")
         return failure

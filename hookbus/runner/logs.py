@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ("RunLogger", "unused_timestamp")
+__all__ = ("RunLogger", "named_after", "unused_timestamp")
 
 import itertools
 import logging
+import re
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -63,8 +65,24 @@ class RunLogger(logging.Logger):
             handler.close()
 
 
+_promised: set[Path] = set()
+"""The log directories of runners that were built in this second; they are made when a run begins."""
+
+_promising = threading.Lock()
+
+
+def named_after(work_dir: Path) -> str:
+    """Return the name of an experiment after its directory, with what no name may hold replaced."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", work_dir.resolve().name).lstrip("._-")[:100] or "run"
+
+
 def unused_timestamp(work_dir: Path) -> str:
-    """Return the time of this start, with a number behind it where another start of the same second left its logs."""
+    """Return the time of this start, with a number behind it where the directory of that second belongs to another start."""
     second = time.strftime("%Y%m%d_%H%M%S")
-    others = (f"{second}_{number}" for number in itertools.count(2))
-    return next(name for name in itertools.chain([second], others) if not (work_dir / name).exists())
+    parent = work_dir.resolve()
+    names = itertools.chain([second], (f"{second}_{number}" for number in itertools.count(2)))
+    with _promising:
+        _promised.difference_update([path for path in _promised if not path.name.startswith(second)])
+        name = next(name for name in names if not (parent / name).exists() and parent / name not in _promised)
+        _promised.add(parent / name)
+    return name

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
+from hookbus.errors import ConfigError
 from hookbus.random_state import seed_all
 
 
@@ -20,9 +21,15 @@ class Randomness:
         seed: for python, numpy and torch; a random one where left out.
         deterministic: refuse operations that have no deterministic form, while a run of this runner is going on.
         diff_rank_seed: give each process of distributed training a seed of its own.
+
+    Raises:
+        ConfigError: the seed is negative or too large.
     """
 
     def __init__(self, seed: int | None = None, deterministic: bool = False, diff_rank_seed: bool = False) -> None:
+        if seed is not None and not 0 <= seed < 2**63:
+            msg = f"randomness.seed = {seed}: expected a number from 0 to 2**63 - 1"
+            raise ConfigError(msg)
         self.seed = seed
         self.deterministic = deterministic
         self.diff_rank_seed = diff_rank_seed

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ("Found", "Resumer", "load_weights")
+__all__ = ("Found", "Resumer", "advance", "load_weights", "options_kept")
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +13,11 @@ import numpy as np
 import torch
 
 from hookbus.checkpoint import CheckpointInfo
+from hookbus.checkpoint.manifest import MANIFEST_FILE
 from hookbus.errors import CheckpointCorrupt, CheckpointError, choices, describe_error
+from hookbus.optim import OptimWrapper
+from hookbus.runner.settings import CONSEQUENCES, bare, differences, settings_of
+from hookbus.schedulers import ParamScheduler
 
 if TYPE_CHECKING:
     from hookbus.runner.runner import Runner
@@ -29,13 +34,14 @@ class Found(NamedTuple):
 class Resumer:
     """Finds the checkpoint to go on from, and restores the parts of one runner.
 
-    `resume` is True, `"auto"` or a path.
+    `resume` is True, `"auto"` or a path; `allow` names the settings that may differ.
     """
 
-    def __init__(self, runner: Runner, saver: Saver, resume: bool | str | Path) -> None:
+    def __init__(self, runner: Runner, saver: Saver, resume: bool | str | Path, allow: Collection[str]) -> None:
         self._runner = runner
         self._saver = saver
         self._resume = resume
+        self._allow = allow
 
     def find(self) -> Found | None:
         """Read the checkpoint to go on from: the named one, else the newest that is sound; None only for `"auto"`.
@@ -45,7 +51,7 @@ class Resumer:
             CheckpointCorrupt: the named one, or every one, is damaged.
         """
         if self._resume not in (True, "auto"):
-            path = Path(str(self._resume))
+            path = self._named(Path(str(self._resume)))
             return Found(path, self._saver.load(path))
         damaged = self._report_damaged()
         for info in sorted(self._committed(), key=lambda info: info.step, reverse=True):
@@ -56,6 +62,24 @@ class Resumer:
                 self._runner.logger.warning("%s is damaged and was left out: %s", info.path, describe_error(error))
         self._say_nothing_was_found(damaged)
         return None
+
+    def _named(self, path: Path) -> Path:
+        """Return where the named checkpoint lies; a name alone is looked for among those of this run.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        by_name = {info.name: info.path for info in self._committed()}
+        if path.is_dir():
+            if (path / MANIFEST_FILE).exists() or not any(path.glob(f"**/{MANIFEST_FILE}")):
+                return path
+            inside = sorted(str(found.parent.relative_to(path)) for found in path.glob(f"**/{MANIFEST_FILE}"))
+            msg = f"resume={self._resume!r} is a directory with checkpoints and not one itself; {choices(path.name, inside)}"
+            raise CheckpointError(msg)
+        if path.name == str(path) and path.name in by_name:
+            return by_name[path.name]
+        msg = f"resume={self._resume!r}: there is no checkpoint at {path}; {choices(path.name, ['auto', *by_name])}"
+        raise CheckpointError(msg)
 
     def _committed(self) -> Iterable[CheckpointInfo]:
         return [info for store in self._saver.stores() for info in store.list() if info.role in ("periodic", "best")]
@@ -82,15 +106,18 @@ class Resumer:
         """Give every part of the runner its state back; the random generators follow when training begins.
 
         Raises:
-            CheckpointError: the checkpoint lacks what this run needs, or does not fit it.
+            CheckpointError: the checkpoint lacks what this run needs, or was taken with other settings.
         """
         runner, checkpoint = self._runner, found.checkpoint
-        self._check(found)
-        runner.model.load_state_dict(checkpoint["state_dict"])
-        if runner.optim_wrapper is not None:
-            runner.optim_wrapper.load_state_dict(checkpoint["optimizer"])
-            for scheduler, state in zip(runner.param_schedulers, checkpoint["param_schedulers"], strict=True):
-                scheduler.load_state_dict(state)
+        changed = self._check(found)
+        load_weights(
+            runner.model, checkpoint["state_dict"], found.path, strict="model" not in changed, warn=runner.logger.warning
+        )
+        if runner.train_loop is not None:
+            runner.message_hub.step = checkpoint["progress"]["iter"]
+            self._restore_updates(checkpoint, changed)
+            if not changed & {"batch_size", "train_batches"}:
+                runner.train_loop.load_state_dict(checkpoint["loader"])
         runner.message_hub.load_state_dict(_unpacked(checkpoint["message_hub"]))
         runner.bus.load_state_dict(checkpoint["hooks"].pop("bus"))
         self._restore_hooks(checkpoint["hooks"])
@@ -98,22 +125,45 @@ class Resumer:
         self._take_seed(checkpoint["meta"]["seed"])
         runner.logger.info("resumed from %s: %d epochs and %d iterations are done", found.path, runner.epoch, runner.iter)
 
-    def _check(self, found: Found) -> None:
-        """Refuse what does not fit before anything is changed."""
-        runner, checkpoint = self._runner, found.checkpoint
+    def _check(self, found: Found) -> set[str]:
+        """Refuse what does not fit before anything is changed; return which settings differ and may."""
         needed = ["state_dict", "message_hub", "hooks", "progress", "meta"]
-        if runner.optim_wrapper is not None:
-            needed += ["optimizer", "param_schedulers"]
-        missing = [key for key in needed if key not in checkpoint]
+        if self._runner.train_loop is not None:
+            needed += ["optimizer", "loader", *(["param_schedulers"] if self._runner.param_schedulers else [])]
+        missing = [key for key in needed if key not in found.checkpoint]
         if missing:
             msg = f"{found.path} cannot be resumed: it lacks {', '.join(missing)}; load_from takes the weights alone"
             raise CheckpointError(msg)
-        mine, theirs = len(runner.param_schedulers), len(checkpoint.get("param_schedulers", ()))
-        if runner.optim_wrapper is not None and mine != theirs:
-            msg = f"{found.path} cannot be resumed: it holds the states of {theirs} schedulers, and this run has {mine}"
+        differing = differences(self._runner, found.checkpoint)
+        refused = [name for name in differing if name not in self._allow]
+        if refused:
+            texts = "\n  - ".join(["", *(differing[name] for name in refused)])
+            msg = f"{found.path} was taken with other settings; resume with allow={refused} to go on all the same:{texts}"
             raise CheckpointError(msg)
-        for scheduler, state in zip(runner.param_schedulers, checkpoint.get("param_schedulers", ()), strict=False):
-            scheduler.check_state(state)
+        for name, text in differing.items():
+            self._runner.logger.warning("%s: this is not the uninterrupted run any more, %s", text, CONSEQUENCES[name])
+        return set(differing)
+
+    def _restore_updates(self, checkpoint: Mapping[str, Any], changed: set[str]) -> None:
+        """Give optimizers and schedules their states; where one of them is another now, its new settings hold."""
+        runner, wrapper = self._runner, self._runner.optim_wrapper
+        assert wrapper is not None
+        if not changed & {"model", "optimizer", "optim_wrapper", "param_scheduler"}:
+            wrapper.load_state_dict(checkpoint["optimizer"])
+            for scheduler, state in zip(runner.param_schedulers, checkpoint["param_schedulers"], strict=True):
+                scheduler.load_state_dict(state)
+            return
+        with options_kept(wrapper.wrappers().values()):
+            if not changed & {"model", "optim_wrapper"}:
+                self._load_optimizers(wrapper, checkpoint)
+        advance(runner.param_schedulers, epochs=checkpoint["progress"]["epoch"], iterations=checkpoint["progress"]["iter"])
+
+    def _load_optimizers(self, wrapper: Any, checkpoint: Mapping[str, Any]) -> None:
+        before, now = checkpoint["meta"]["settings"]["optimizer"], settings_of(self._runner)["optimizer"]
+        if {name: options["type"] for name, options in before.items()} == {
+            name: options["type"] for name, options in now.items()
+        }:
+            wrapper.load_state_dict(checkpoint["optimizer"])
 
     def _restore_hooks(self, states: Mapping[str, Any]) -> None:
         hooks = self._saver.keyed_hooks()
@@ -138,16 +188,52 @@ def load_weights(
     Raises:
         CheckpointError: none of them has the name of one of the model.
     """
-    own = model.state_dict().keys()
-    named = {name if name in own else name.removeprefix("module."): weight for name, weight in weights.items()}
-    if own and not own & named.keys():
+    own = bare(model).state_dict()
+    named = {name if name in own else _inner_name(name): weight for name, weight in weights.items()}
+    if own and not own.keys() & named.keys():
         msg = f"{source} holds no weight of {type(model).__name__}; {choices(next(iter(own)), named)}"
         raise CheckpointError(msg)
-    result = model.load_state_dict(named, strict=strict)
+    reshaped = [name for name in own if name in named and getattr(named[name], "shape", 0) != getattr(own[name], "shape", 0)]
+    if reshaped:
+        shapes = ", ".join(f"{name} {tuple(named[name].shape)} -> {tuple(own[name].shape)}" for name in reshaped[:5])
+        msg = f"{source} holds weights of another shape than {type(model).__name__}: {shapes}; AfterLoadCheckpoint may edit them"
+        raise CheckpointError(msg)
+    result = bare(model).load_state_dict(named, strict=strict)
     if result.missing_keys:
         warn(f"{source} lacks {', '.join(result.missing_keys)}: they stay as they are")
     if result.unexpected_keys:
         warn(f"{source} also holds {', '.join(result.unexpected_keys)}, which the model does not have")
+
+
+@contextmanager
+def options_kept(wrappers: Iterable[OptimWrapper]) -> Iterator[None]:
+    """Keep what the parameter groups of optimizers are set to, whatever is loaded into them meanwhile."""
+    groups = [group for wrapper in wrappers for group in wrapper.param_groups]
+    before = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+    yield
+    after = [group for wrapper in wrappers for group in wrapper.param_groups]
+    for group, options in zip(after, before, strict=True):
+        group.update(options)
+
+
+def advance(schedulers: Iterable[ParamScheduler], *, epochs: int, iterations: int) -> None:
+    """Step schedules from their beginning to a point of the run; those that follow a metric stay as they are."""
+    by_iter = [scheduler for scheduler in schedulers if not (scheduler.by_epoch or scheduler.needs_metric)]
+    by_epoch = [scheduler for scheduler in schedulers if scheduler.by_epoch and not scheduler.needs_metric]
+    for scheduler in (*by_iter, *by_epoch):
+        scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]  # by the run so far
+    per_epoch = iterations // epochs if epochs else iterations
+    for iteration in range(1, iterations + 1):
+        for scheduler in by_iter:
+            scheduler.step()
+        if iteration % per_epoch == 0 and iteration <= epochs * per_epoch:
+            for scheduler in by_epoch:
+                scheduler.step()
+
+
+def _inner_name(name: str) -> str:
+    """Return the name of a weight without what wrappers put before it."""
+    return name.removeprefix("module.").removeprefix("_orig_mod.").removeprefix("module.")
 
 
 def _unpacked(hub_state: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ __all__ = ("Runner",)
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from hookbus.distributed import is_main_process, rank, world_size
 from hookbus.errors import ConfigError
 from hookbus.events import AfterLoadCheckpoint
 from hookbus.hub import MessageHub
+from hookbus.loading import release_workers
 from hookbus.loops.base import BaseLoop, LoopContext
 from hookbus.mailbox import Acknowledgement
 from hookbus.priority import Priority, get_priority
@@ -39,15 +40,16 @@ from hookbus.runner.assembly import (
     compile_model,
 )
 from hookbus.runner.checks import config_problems
+from hookbus.runner.committing import SaveRequest
 from hookbus.runner.controls import RunControls
 from hookbus.runner.defaults import HookEntry, build_hook, build_hooks, check_subscribable
 from hookbus.runner.lifecycle import run_awaited, run_here
-from hookbus.runner.logs import RunLogger, unused_timestamp
+from hookbus.runner.logs import RunLogger, named_after, unused_timestamp
 from hookbus.runner.optimizers import build_optim_wrapper
 from hookbus.runner.randomness import Randomness
 from hookbus.runner.residence import Residence
 from hookbus.runner.resuming import Resumer, load_weights
-from hookbus.runner.saving import Saver, SaveRequest
+from hookbus.runner.saving import Saver
 from hookbus.training_thread import TrainingThread
 from hookbus.types import Backend, HookLike
 
@@ -78,6 +80,7 @@ class Runner(RunControls):
         custom_hooks: further hooks or configs.
         load_from: a checkpoint whose weights to begin with.
         resume: True or the path of a checkpoint to go on from; `"auto"` starts fresh where there is none.
+        allow: settings that may differ from those of the checkpoint to go on from, `"param_scheduler"` for instance.
         compile: whether to compile the forward pass of the model, or a dict of options for `torch.compile`.
         device: where the model lives; what `torch.accelerator` says where left out.
         randomness: `dict(seed=..., deterministic=False, diff_rank_seed=False)`.
@@ -114,6 +117,7 @@ class Runner(RunControls):
         custom_hooks: Any = None,
         load_from: str | Path | None = None,
         resume: bool | str | Path = False,
+        allow: Sequence[str] = (),
         compile: bool | Mapping[str, Any] = False,
         device: str | torch.device | None = None,
         randomness: Mapping[str, Any] | None = None,
@@ -124,8 +128,8 @@ class Runner(RunControls):
         hub: MessageHub | None = None,
     ) -> None:
         refuse(list(config_problems(locals())))
-        self.work_dir = Path(work_dir)
-        self.experiment_name = check_name(experiment_name or self.work_dir.resolve().name, "experiment_name")
+        self.work_dir = Path(work_dir).absolute()  # the program may go to another directory
+        self.experiment_name = check_name(experiment_name or named_after(self.work_dir), "experiment_name")
         self.timestamp = unused_timestamp(self.work_dir)
         self.log_dir = self.work_dir / self.timestamp
         self.logger = RunLogger(self.experiment_name, log_level)
@@ -153,9 +157,11 @@ class Runner(RunControls):
         )
         self._saver = Saver(self)
         self._load_from = load_from
+        self._allow = tuple(allow)
         self._resume = load_from if resume is True and load_from is not None else resume
         self._rng_state: Mapping[str, Any] | None = None
-        self._running: str | None = None
+        self.running: str | None = None
+        """Which call is going on: `train`, `val`, `test` or none."""
         self._thread: TrainingThread | None = None
         self._residence = Residence()
         # Taken last, so that what was prepared for a run is still there when a refused runner is corrected.
@@ -184,7 +190,9 @@ class Runner(RunControls):
         arguments, problems = Constructor.of(cls).fit(copied({**config, **parts}, "config", 1), "config", given={}, extra_keys=())
         defaults = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
         known = {name: value for name, value in arguments.items() if name in defaults}
-        refuse(twice + problems + list(config_problems(defaults | known)))
+        if "model" in known:
+            problems += config_problems(defaults | known)
+        refuse(twice + problems)
         return cls(**arguments)
 
     def __repr__(self) -> str:
@@ -195,7 +203,8 @@ class Runner(RunControls):
     def train(self, *, backend: Backend = "asyncio") -> dict[str, Any]:
         """Train on this thread until it is over; return the metrics of the last validation.
 
-        Awaited handlers run on an event loop of its own thread, of the given backend.
+        Awaited handlers run on an event loop of its own thread, of the given backend. The first SIGINT or SIGTERM stops it at
+        the next step boundary, as `stop` does, and then has its usual effect; a second one has it at once.
         """
         return run_here(self, "train", backend)
 
@@ -207,9 +216,12 @@ class Runner(RunControls):
         """Test on this thread and return the metrics."""
         return run_here(self, "test", backend)
 
-    async def train_async(self) -> dict[str, Any]:
-        """Train on a thread of its own while the event loop stays free; cancelling stops at the next step boundary."""
-        return await run_awaited(self, "train")
+    async def train_async(self, *, handle_signals: bool = False) -> dict[str, Any]:
+        """Train on a thread of its own while the event loop stays free; cancelling stops at the next step boundary.
+
+        With `handle_signals`, SIGINT and SIGTERM stop it there, too, as they do in `train`; otherwise they are the program's.
+        """
+        return await run_awaited(self, "train", handle_signals=handle_signals)
 
     async def val_async(self) -> dict[str, Any]:
         """Validate on a thread of its own and return the metrics."""
@@ -227,6 +239,8 @@ class Runner(RunControls):
         if self._thread is not None:
             return self.request_save(name)
         with self._hooks_listening():
+            if self._resume is False:  # otherwise what lies there is what this runner is to go on from
+                self._saver.prepare(self.iter)
             return self._saver.save(SaveRequest(check_name(name, "a checkpoint")))
 
     def load_checkpoint(self, path: str | Path, *, strict: bool = True) -> dict[str, Any]:
@@ -330,7 +344,7 @@ class Runner(RunControls):
     @property
     def is_training(self) -> bool:
         """Whether a call of `train` is going on."""
-        return self._running == "train"
+        return self.running == "train"
 
     # --- the run's side -----------------------------------------------------------------------------------------------
 
@@ -354,7 +368,8 @@ class Runner(RunControls):
             self.bus.be_found()
         self._residence.take(self.bus, self._hook_entries)
         self._residence.live = True
-        self._running, self._thread, self._context.thread = name, thread, thread
+        self.running, self._thread, self._context.thread = name, thread, thread
+        self._saver.host = thread
         if is_main_process():
             self.log_dir.mkdir(parents=True, exist_ok=True)
             self.logger.open(self.log_dir)
@@ -362,8 +377,10 @@ class Runner(RunControls):
             self._describe_start(name)
 
     def lay_down(self) -> None:
-        """End a run: nothing of it stays on the bus or open."""
-        self._running = self._thread = self._context.thread = None
+        """End a run: nothing of it stays on the bus, open or alive."""
+        for loader in (self.train_dataloader, self.val_dataloader, self.test_dataloader):
+            release_workers(loader)
+        self.running = self._thread = self._context.thread = self._saver.host = None
         self._residence.live = False
         self._residence.leave(self.bus)
         self.bus.log_to(None)
@@ -373,7 +390,7 @@ class Runner(RunControls):
         """Load what was asked for, once; only then make room for checkpoints, because it may lie among the old ones."""
         resume, self._resume = self._resume, False
         load_from, self._load_from = self._load_from, None
-        resumer = Resumer(self, self._saver, resume)
+        resumer = Resumer(self, self._saver, resume, self._allow)
         found = resumer.find() if resume is not False else None
         if found is not None:
             self._announced(found.path, found.checkpoint)
@@ -384,6 +401,14 @@ class Runner(RunControls):
             self.logger.info("loaded the weights of %s", load_from)
         if self.is_training:
             self._saver.prepare(self.iter)
+
+    def finish(self) -> None:
+        """Bring what was begun during a run to an end, before its last event.
+
+        Raises:
+            CheckpointError: what was being written failed, or takes too long.
+        """
+        self._saver.finish()
 
     def _describe_start(self, name: str) -> None:
         facts = {

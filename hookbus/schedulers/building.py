@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from hookbus._config import copied, place, refuse
 from hookbus.schedulers.schedule import ParamScheduler
-from hookbus.schedulers.specs import Entry, build_torch_scheduler, find_problems, read_entries, scheduler_class
+from hookbus.schedulers.specs import OPTIONS, Entry, build_torch_scheduler, find_problems, read_entries, scheduler_class
 
 
 def build_param_schedulers(
@@ -60,6 +60,7 @@ def _build(entry: Entry, name: str, optimizer: Optimizer, loop_by_epoch: bool) -
         param_name=item.get("param_name", "lr"),
         monitor=item.get("monitor"),
         name=name,
+        options={key: value for key, value in item.items() if key not in (*OPTIONS, "type", "scheduler")},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("ParamScheduler",)
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from hookbus.errors import ConfigError, MetricNotFound
 from hookbus.schedulers.parameters import ParameterView, values_kept
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_PLAIN = (bool, int, float, str, list, tuple, type(None))
 
 
 class ParamScheduler:
@@ -32,6 +36,7 @@ class ParamScheduler:
         param_name: which option of the parameter groups it drives.
         monitor: the metric that was asked for.
         name: the name of the optimizer, where there are several.
+        options: what the torch scheduler is made with, for its description.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class ParamScheduler:
         param_name: str = "lr",
         monitor: str | None = None,
         name: str = "",
+        options: Mapping[str, Any] = _NOTHING,
     ) -> None:
         self.optimizer = optimizer
         self.name = name
@@ -59,6 +65,7 @@ class ParamScheduler:
         """The units completed so far, also those before `begin` and after `end`."""
         self.scheduler: LRScheduler | None = None
         """The torch scheduler; None before `begin`."""
+        self._options = {key: value for key, value in options.items() if isinstance(value, _PLAIN)}
         self._kind = kind
         self._make = make
         self._view: ParameterView | None = None
@@ -109,6 +116,18 @@ class ParamScheduler:
             self._view.write()
             self._view.write_base()
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What it is, as plain values: two schedules of one description do the same."""
+        place = {
+            "by_epoch": self.by_epoch,
+            "begin": self.begin,
+            "end": self.end,
+            "param_name": self.param_name,
+            "name": self.name,
+        }
+        return {"type": self._kind.__name__, **place, "options": self._options}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what was counted, and the state of the torch scheduler, None before it has begun."""
         state = None if self.scheduler is None else self.scheduler.state_dict()
@@ -132,6 +151,7 @@ class ParamScheduler:
         """
         self.check_state(state_dict)
         self.completed = state_dict["completed"]
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # by another process
         state = state_dict["scheduler"]
         if state is None:
             if self.completed < self.begin:

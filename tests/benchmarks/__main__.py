@@ -1,4 +1,4 @@
-"""Measure everything and print a table: `python -m tests.benchmarks [dispatch] [hub] [loop] [memory] [startup] [writers]`."""
+"""Measure everything and print a table: `python -m tests.benchmarks`, or only the parts that are named behind it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ import sys
 
 import torch
 
-from tests.benchmarks import dispatch, hub, loop, memory, startup, writers
+from tests.benchmarks import async_checkpoints, checkpoints, dispatch, hub, loop, memory, startup, writers
 
-PARTS = {"dispatch": dispatch, "hub": hub, "loop": loop, "startup": startup, "writers": writers, "memory": memory}
+PARTS = {
+    "dispatch": dispatch,
+    "hub": hub,
+    "loop": loop,
+    "startup": startup,
+    "writers": writers,
+    "checkpoints": checkpoints,
+    "async_checkpoints": async_checkpoints,
+    "memory": memory,
+}
 
 
 def main() -> None:

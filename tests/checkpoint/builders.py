@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import struct
 from collections import OrderedDict, defaultdict, deque
@@ -105,6 +106,17 @@ def save_plain(store: CheckpointStore, name: str, step: int, **options: Any) -> 
     return store.save(name, contents, epoch=step, iter=step * 10, **options)
 
 
+def rewrite(path: Path, file: str, content: bytes) -> None:
+    """Replace a file and make the manifest fit, as somebody who wants to harm the reader would."""
+    (path / file).write_bytes(content)
+    manifest = path / "manifest.json"
+    entries = json.loads(manifest.read_text())
+    entries["files"][file] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    text = json.dumps(entries | {"manifest_sha256": "0" * 64}, indent=2) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    manifest.write_text(text.replace(f'"manifest_sha256": "{"0" * 64}"', f'"manifest_sha256": "{digest}"'))
+
+
 class Crash(BaseException):
     """The machine stopped: nothing of the program runs from here on."""
 
@@ -126,7 +138,9 @@ class FaultyFiles(Files):
         self.log.append((operation, Path(path).name))
         if self._fail_at is None:
             return False
-        stays_broken = self._code is None or (self._for_ever and operation in ("make_directory", "create", "write", "sync"))
+        stays_broken = self._code is None or (
+            self._for_ever and operation in ("make_directory", "create", "write", "sync", "link")
+        )
         return len(self.log) == self._fail_at or (stays_broken and len(self.log) > self._fail_at)
 
     def _fail(self) -> None:
@@ -171,6 +185,12 @@ class FaultyFiles(Files):
         if self._step("rename", target):
             self._fail()
         super().rename(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        """See `Files`."""
+        if self._step("link", target):
+            self._fail()
+        super().link(source, target)
 
     def remove_file(self, path: Path) -> None:
         """See `Files`."""

@@ -38,9 +38,12 @@ any_array = st_numpy.arrays(
     st.sampled_from(["?", "i1", "u1", "<i2", ">i4", "<u8", "<f2", "<f4", ">f8", "<c8", "<c16"]),
     st_numpy.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3),
 )
+any_tensor = any_array.filter(lambda array: array.dtype.isnative).map(lambda array: torch.from_numpy(array.copy()))
+any_number = any_array.filter(lambda array: array.size > 0).map(lambda array: array.reshape(-1)[0])
 any_leaf = (
     st.none() | st.booleans() | st.integers() | st.integers(-(1 << 200), 1 << 200) | st.floats() | st.complex_numbers()
-    | any_text | st.binary(max_size=8) | any_array
+    | any_text | st.binary(max_size=8) | any_array | any_number | any_tensor
+    | st.sampled_from([float("nan"), -0.0, float("-inf"), 10**300, torch.float16, torch.Size([0, 2])])
 )  # fmt: skip
 any_state = st.recursive(
     any_leaf,
@@ -52,6 +55,9 @@ any_state = st.recursive(
         | st.dictionaries(any_key, states, max_size=3).map(OrderedDict)
         | st.lists(states, max_size=3).map(lambda items: deque(items, maxlen=5))
         | st.sets(st.integers() | any_text, max_size=3)
+        | st.frozensets(st.binary(max_size=2) | st.booleans(), max_size=3)
+        | st.dictionaries(any_key, st.integers(), max_size=3).map(Counter)
+        | st.dictionaries(any_key, states, max_size=3).map(lambda items: defaultdict(list, items))
     ),
     max_leaves=12,
 )
@@ -196,25 +202,43 @@ OPTIMIZERS = [kind for kind in vars(torch.optim).values() if isinstance(kind, ty
 @pytest.mark.parametrize(
     "kind", [kind for kind in OPTIMIZERS if kind is not torch.optim.Optimizer], ids=lambda kind: kind.__name__
 )
-def test_the_state_of_every_torch_optimizer_comes_back(kind: Any) -> None:
-    """After two steps the state dict of each optimizer is the same again, in types and bits."""
-    parameter = torch.nn.Parameter(torch.randn(3, 3))
-    optimizer = kind([parameter], **({} if kind in (torch.optim.LBFGS, torch.optim.Muon) else {"lr": 0.1}))
+def test_every_torch_optimizer_goes_on_as_if_nothing_had_happened(kind: Any) -> None:
+    """The state after two steps comes back in types and bits, and a new optimizer that loads it makes the same next steps."""
+    torch.manual_seed(0)
+    straight = make_optimizer(kind, torch.randn(3, 3))
+    for _ in range(2):
+        step(*straight)
+    state = straight[0].state_dict()
+    found = round_trip(state)
+    assert_same(found, state)
+    resumed = make_optimizer(kind, straight[1].detach())
+    resumed[0].load_state_dict(found)
+    for optimizer, parameter in (straight, resumed):
+        torch.manual_seed(1)
+        for _ in range(3):
+            step(optimizer, parameter)
+    assert_same(resumed[1].detach(), straight[1].detach())
+    assert_same(resumed[0].state_dict(), straight[0].state_dict())
+
+
+def make_optimizer(kind: Any, values: torch.Tensor) -> tuple[torch.optim.Optimizer, torch.nn.Parameter]:
+    """Return an optimizer of one parameter, and that."""
+    parameter = torch.nn.Parameter(values.clone())
+    return kind([parameter], **({} if kind in (torch.optim.LBFGS, torch.optim.Muon) else {"lr": 0.1})), parameter
+
+
+def step(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> None:
+    """Make one step towards 0."""
 
     def closure() -> float:
         optimizer.zero_grad()
         loss = (parameter**2).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        if kind is torch.optim.SparseAdam:
+        if isinstance(optimizer, torch.optim.SparseAdam):
             parameter.grad = parameter.grad.to_sparse()  # type: ignore[union-attr]
         return float(loss.detach())
 
     optimizer.step(closure)
-    optimizer.step(closure)
-    state = optimizer.state_dict()
-    found = round_trip(state)
-    assert_same(found, state)
-    optimizer.load_state_dict(found)
 
 
 def make_scheduler(name: str, optimizer: torch.optim.Optimizer) -> Any:
@@ -240,17 +264,32 @@ def make_scheduler(name: str, optimizer: torch.optim.Optimizer) -> Any:
 
 @pytest.mark.parametrize("name", sorted(set(torch.optim.lr_scheduler.__all__) - {"LRScheduler", "SWALR"}))
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_the_state_of_every_torch_scheduler_comes_back(name: str) -> None:
-    """A scheduler that loads the restored state goes on with the same learning rates."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
-    scheduler = make_scheduler(name, optimizer)
-    for _ in range(2):
-        optimizer.step()
-        scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
-    state = scheduler.state_dict()
+def test_every_torch_scheduler_goes_on_as_if_nothing_had_happened(name: str) -> None:
+    """A new scheduler that loads the state after two steps gives the same next learning rates."""
+    straight, resumed = (make_scheduled(name) for _ in range(2))
+    advance(*straight, count=2)
+    state = [part.state_dict() for part in straight]
     found = round_trip(state)
     assert_same(found, state)
-    scheduler.load_state_dict(found)
+    for part, restored in zip(resumed, found, strict=True):
+        part.load_state_dict(restored)
+    assert advance(*resumed, count=5) == advance(*straight, count=5)
+
+
+def make_scheduled(name: str) -> tuple[torch.optim.Optimizer, Any]:
+    """Return an optimizer and a scheduler of that name for it."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
+    return optimizer, make_scheduler(name, optimizer)
+
+
+def advance(optimizer: torch.optim.Optimizer, scheduler: Any, count: int) -> list[tuple[float, float]]:
+    """Step both, and return the learning rate and momentum after each step."""
+    seen = []
+    for _ in range(count):
+        optimizer.step()
+        scheduler.step(*([1.0] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))
+        seen.append((float(optimizer.param_groups[0]["lr"]), float(optimizer.param_groups[0]["momentum"])))
+    return seen
 
 
 @pytest.mark.parametrize("best", [math.inf, -math.inf, math.nan])

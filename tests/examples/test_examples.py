@@ -7,8 +7,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import NamedTuple, TypeAlias
 
 import pytest
@@ -74,6 +75,48 @@ CALLS = (
             r"record \(inline\) was called 60 times, failed 0 times$",
         ),
     ),
+    Call(
+        "custom_event.py",
+        ("--epochs", "3"),
+        (
+            r'the first one as JSON: \{"event":"__main__:LossRecord","iter":0,"loss":\d+\.\d+,"fell_by":1\.0\}$',
+            r"iteration +\d+: record \d+\.\d{4}$",
+            r"iteration +\d+: down by \d\d% in epoch [123]$",
+            r"report: the lowest mean loss was 0\.\d{4}, 96 iterations are done; archived as custom_event, behind 1 line\(s\)$",
+        ),
+    ),
+    Call(
+        "gan.py",
+        ("--epochs", "5"),
+        (
+            r"epoch   5: the discriminator is right in 0\.[4-9]\d, mean 0\.[23]\d\d \(data 0\.306\), spread 0\.[012]\d\d",
+            r"generator: 5 epochs, learning rate now 0\.000100$",
+            r"discriminator: 5 epochs, learning rate now 0\.\d+$",
+        ),
+    ),
+    Call(
+        "iterations.py",
+        ("--iters", "250"),
+        (
+            r"learning rate at iteration 50: 0\.\d+, 100: 0\.\d+, 150: 0\.\d+, 200: 0\.\d+, 250: 0\.00000$",
+            r"validated after 100, 200, 250 iterations$",
+            r"validation loss at the end: 0\.0\d+$",
+            r"checkpoints: best_loss_iter_250, iter_250$",
+            r"for TensorBoard: events\.out\.tfevents\.\.\.$",
+        ),
+    ),
+    Call(
+        "resume.py",
+        ("--epochs", "4"),
+        (
+            r"part 1: stopped after 2 epochs$",
+            r"part 2: went on to 4 epochs, 128 iterations$",
+            r"the weights are equal, bit for bit: True$",
+            r"damaged epoch_4: went on from epoch_3 instead$",
+            r"checkpoints: epoch_4, epoch_5$",
+            r"set aside: epoch_4$",
+        ),
+    ),
 )
 """Every example, with what shortens it and the essence of its output."""
 
@@ -104,10 +147,20 @@ def run_example(call: Call, directory: Path) -> Outcome:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcomes]:
-    """Run all examples, two at a time because most of their time is the import of torch; return what came of one."""
+    """Run an example when it is asked for, and the next one meanwhile: most of their time is the import of torch."""
+    running: dict[Call, Future[Outcome]] = {}
     with ThreadPoolExecutor(max_workers=2) as pool:
-        running = {call: pool.submit(run_example, call, tmp_path_factory.mktemp("run")) for call in CALLS}
-        yield lambda call: running[call].result()
+        all_there = Barrier(2)
+        list(pool.map(lambda _: all_there.wait(), range(2)))  # no test is to find threads that were not there before it
+
+        def outcome(call: Call) -> Outcome:
+            here = CALLS.index(call)
+            for each in CALLS[here : here + 2]:
+                if each not in running:
+                    running[each] = pool.submit(run_example, each, tmp_path_factory.mktemp("run"))
+            return running[call].result()
+
+        yield outcome
         pool.shutdown(cancel_futures=True)
 
 

@@ -103,3 +103,13 @@ def test_the_time_left_falls_to_nothing(tmp_path: Path) -> None:
     unknown = make_runner(tmp_path, train_dataloader=SlowLoader(), train_cfg=dict(max_epochs=1))
     unknown.train()
     assert unknown.message_hub.get_info("eta") is None
+
+
+def test_a_timer_registered_in_mid_epoch_begins_there(tmp_path: Path) -> None:
+    """Its first iteration lasts from then on, not since the clock of the machine began."""
+    runner = make_runner(tmp_path, default_hooks=dict(timer=None))
+    runner.bus.subscribe(AfterTrainIter, lambda runner: runner.register_hook(dict(type="IterTimerHook")), once=True)
+    runner.train()
+    whole, _ = times(runner, "train")
+    assert len(whole) == runner.iter - 1
+    assert max(whole) < 1

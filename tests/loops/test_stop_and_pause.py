@@ -10,9 +10,10 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+import torch
 
 from hookbus.checkpoint import load_checkpoint
-from hookbus.errors import RunEnded, Skip
+from hookbus.errors import EmptyDataLoader, RunAlreadyLive, RunEnded, Skip, WouldDeadlock
 from hookbus.events import AfterRun, AfterTrainIter, AfterValIter, BeforeTrainIter, BeforeVal
 from hookbus.runner import Runner
 from tests.runner.builders import at_iter, checkpoints, make_loader, make_runner, names, record, same, weights
@@ -210,3 +211,50 @@ def test_a_skipped_validation_is_not_made_up_for(tmp_path: Path) -> None:
     runner.bus.subscribe(BeforeVal, skip)
     runner.train()
     assert not runner.progress.validation_due
+
+
+async def test_a_save_in_a_pause_inside_a_validation_is_refused_and_does_not_wait_for_ever(tmp_path: Path) -> None:
+    """Weights may be swapped there; the error says what to do."""
+    runner = make_runner(tmp_path, val_dataloader=make_loader(20))
+    paused: list[Any] = []
+    runner.bus.subscribe(AfterValIter, lambda: paused.append(runner.pause()), once=True)
+
+    async def steer() -> None:
+        while not paused:
+            await anyio.lowlevel.checkpoint()
+        await paused[0]
+        with pytest.raises(WouldDeadlock, match=r"saving mine cannot take effect: the run is paused.*unpause it first"):
+            await runner.request_save("mine")
+        await runner.unpause()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(steer)
+        await runner.train_async()
+    assert runner.epoch == 2
+
+
+def test_a_train_step_that_forgets_its_optimizer_is_told_so(tmp_path: Path) -> None:
+    """Nothing would be learned, and nobody would notice."""
+
+    class Forgetful(torch.nn.Linear):
+        def train_step(self, batch: Any, optim_wrapper: Any) -> dict[str, Any]:
+            return {"loss": torch.nn.functional.cross_entropy(self(batch[0]), batch[1])}
+
+    runner = make_runner(tmp_path, model=Forgetful(4, 3))
+    runner.train()
+    assert "the optimizer took no step at all; does train_step call update_params?" in (runner.log_dir / "train.log").read_text()
+
+
+def test_a_loop_cannot_begin_inside_itself(tmp_path: Path) -> None:
+    """The error names the call that is going on."""
+    runner = make_runner(tmp_path)
+    runner.bus.subscribe(AfterTrainIter, lambda: runner.test(), once=True)
+    with pytest.raises(RunAlreadyLive, match=r"test\(\) of 'run-.*' cannot begin: its train\(\) is going on"):
+        runner.train()
+
+
+def test_data_that_can_be_gone_through_once_only_is_named(tmp_path: Path) -> None:
+    """A generator, which the second epoch finds empty."""
+    runner = make_runner(tmp_path, train_dataloader=iter(list(make_loader(12))))
+    with pytest.raises(EmptyDataLoader, match="an iterator, a list_iterator, which can be gone through only once"):
+        runner.train()

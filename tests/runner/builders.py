@@ -53,7 +53,8 @@ def make_model(seed: int = 0) -> torch.nn.Linear:
 
 def make_parts(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     """Return arguments for a runner of two epochs with three training batches, two for validation and one for the test."""
-    model = changes.pop("model", None) or make_model()
+    model = changes.pop("model", None)
+    model = make_model() if model is None else model
     parts: dict[str, Any] = {
         "model": model,
         "loss_fn": torch.nn.functional.cross_entropy,

@@ -214,9 +214,9 @@ REFUSED: list[tuple[str, dict[str, Any], type[Exception], list[str]]] = [
     ("resume that is none", dict(resume=3), ConfigError, ["resume = 3", "'auto'", "path"]),
     (
         "resuming from two places",
-        dict(resume="auto", load_from="x"),
+        dict(resume="y", load_from="x"),
         ConfigError,
-        ["load_from = 'x'", "resume = 'auto'", "leave one of them out"],
+        ["load_from = 'x'", "resume = 'y'", "leave one of them out"],
     ),
     (
         "two ways to say what a loop counts",
@@ -237,6 +237,8 @@ REFUSED: list[tuple[str, dict[str, Any], type[Exception], list[str]]] = [
         ConfigError,
         ["train_cfg.dynamic_intervals", "(5, 2)", "rising"],
     ),
+    ("a device that is none", dict(device="cdua"), ConfigError, ["device = 'cdua'", "available: cpu"]),
+    ("a seed out of range", dict(randomness=dict(seed=2**70)), ConfigError, ["randomness.seed", "2**63"]),
     ("compile that is none", dict(compile="yes"), ConfigError, ["compile = 'yes'", "bool", "torch.compile"]),
     ("unknown option of the compiler", dict(compile=dict(backnd="eager")), ConfigError, ["compile.backnd", "'backend'"]),
     ("precision of a validation", dict(val_cfg=dict(dtype="bf16")), ConfigError, ["val_cfg.dtype = 'bf16'", "bfloat16"]),

@@ -243,5 +243,5 @@ def test_the_classic_signatures_work_unchanged(tmp_path: Path) -> None:
     assert heard["_after_iter val"] == (1, (4, 3))
     assert "_after_iter train" not in heard
     assert heard["after_val_epoch"] == ["loss"]
-    expected = ["hooks", "message_hub", "meta", "optimizer", "param_schedulers", "progress", "rng", "state_dict"]
+    expected = ["hooks", "loader", "message_hub", "meta", "optimizer", "param_schedulers", "progress", "rng", "state_dict"]
     assert heard["before_save_checkpoint"] == expected

@@ -286,7 +286,7 @@ def test_a_checkpoint_without_its_optimizer_is_for_load_from(tmp_path: Path) -> 
 def test_a_run_with_another_number_of_schedulers_is_refused(tmp_path: Path) -> None:
     """Which would otherwise lose one silently."""
     train(tmp_path, 1)
-    with pytest.raises(CheckpointError, match="0 schedulers, and this run has 1"):
+    with pytest.raises(CheckpointError, match=r"param_scheduler.*was not there and is 'StepLR'"):
         make_runner(tmp_path, param_scheduler=dict(type="StepLR", step_size=1), resume=True).train()
 
 
@@ -350,3 +350,65 @@ def test_weights_from_inside_a_wrapper_are_recognised(tmp_path: Path) -> None:
     runner.load_checkpoint(tmp_path / "old" / CHECKPOINTS / "epoch_1")
     inputs = make_data(4).tensors[0]
     assert torch.equal(runner.model(inputs), wrapped.model(inputs))
+
+
+# --- mistakes that people make ----------------------------------------------------------------------------------------
+
+
+def test_the_directory_of_all_checkpoints_is_not_one(tmp_path: Path) -> None:
+    """The error lists those in it."""
+    train(tmp_path, 2)
+    for path in (tmp_path, tmp_path / CHECKPOINTS):
+        with pytest.raises(CheckpointError, match=r"is a directory with checkpoints and not one itself.*epoch_1.*epoch_2"):
+            make_runner(tmp_path, resume=path).train()
+
+
+def test_a_name_alone_is_looked_for_among_the_checkpoints_of_the_run(tmp_path: Path) -> None:
+    """And one that is not there is answered with those that are."""
+    train(tmp_path, 2)
+    runner = make_runner(tmp_path, resume="epoch_1")
+    runner.train()
+    assert "resumed from" in (runner.log_dir / "train.log").read_text(encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"resume='latest'.*valid choices: auto, epoch_1, epoch_2"):
+        make_runner(tmp_path, resume="latest").train()
+
+
+def test_weights_to_begin_with_and_auto_go_together(tmp_path: Path) -> None:
+    """The first start takes the weights, every later one goes on; what a job that may be stopped at any time needs."""
+    train(tmp_path / "pretrained", 1)
+    options = dict(load_from=tmp_path / "pretrained" / CHECKPOINTS / "epoch_1", resume="auto")
+    first = make_runner(tmp_path / "work", train_cfg=dict(max_epochs=1), **options)
+    first.train()
+    second = make_runner(tmp_path / "work", train_cfg=dict(max_epochs=2), **options)
+    second.train()
+    logs = [(runner.log_dir / "train.log").read_text(encoding="utf-8") for runner in (first, second)]
+    assert ["loaded the weights of" in log for log in logs] == [True, False]
+    assert ["resumed from" in log for log in logs] == [False, True]
+
+
+def test_saving_by_hand_first_does_not_mix_two_runs(tmp_path: Path) -> None:
+    """What lies there of an earlier run goes aside before anything is written."""
+    train(tmp_path, 3)
+    runner = make_runner(tmp_path, train_cfg=dict(max_epochs=1))
+    runner.save_checkpoint("zero")
+    runner.train()
+    assert checkpoints(tmp_path) == ["epoch_1", "zero"]
+    (aside,) = tmp_path.glob("checkpoints_before_*")
+    assert sorted(path.name for path in aside.iterdir()) == ["epoch_1", "epoch_2", "epoch_3"]
+
+
+def test_a_model_wrapped_by_the_compiler_saves_the_names_of_its_weights(tmp_path: Path) -> None:
+    """So that it resumes with and without."""
+    model = make_model()
+    train(tmp_path, 1, model=torch.compile(model, backend="eager"), optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    runner = make_runner(tmp_path, optimizer=dict(type="SGD", lr=0.1), resume=True)
+    runner.train()
+    assert runner.epoch == 2
+
+
+def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
+    """And not left to a message of torch's own."""
+    train(tmp_path / "old", 1)
+    other = torch.nn.Linear(4, 5)
+    with pytest.raises(CheckpointError, match=r"weights of another shape than Linear: weight \(3, 4\) -> \(5, 4\)"):
+        make_runner(tmp_path / "new", model=other, load_from=tmp_path / "old" / CHECKPOINTS / "epoch_1").train()

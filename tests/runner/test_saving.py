@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hookbus.checkpoint import load_checkpoint
-from hookbus.errors import CheckpointError, Skip
-from hookbus.events import AfterTrainIter, BeforeSaveCheckpoint
+from hookbus.checkpoint import CheckpointStore, load_checkpoint, verify_checkpoint
+from hookbus.errors import CheckpointError, CheckpointWriteError, Skip
+from hookbus.events import AfterTrainIter, BeforeSaveCheckpoint, CheckpointCommitted
 from hookbus.hooks import CheckpointHook, Hook
 from hookbus.runner import Runner
+from tests.checkpoint.builders import FaultyFiles
 from tests.runner.builders import at_iter, checkpoints, make_runner, same, weights
 
 
@@ -253,3 +257,109 @@ def test_weights_that_no_hook_averages_cannot_be_published(tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match=r"holds no weights 'averaged'.*state_dict"):
         runner.train()
     assert checkpoints(tmp_path) == ["epoch_1"]
+
+
+# --- a best checkpoint right after a periodic one ---------------------------------------------------------------------
+
+SHARED = ("model.safetensors", "optimizer.safetensors")
+
+
+def are_linked(work_dir: Path, *checkpoints: str) -> list[bool]:
+    """Return of each of the large files whether checkpoints share it."""
+    paths = [[work_dir / "checkpoints" / name / file for name in checkpoints] for file in SHARED]
+    return [len({path.stat().st_ino for path in same_file}) == 1 for same_file in paths]
+
+
+@pytest.mark.parametrize("async_save", [False, True])
+def test_a_best_checkpoint_costs_no_second_full_save(async_save: bool, tmp_path: Path) -> None:
+    """It shares the large files with the periodic one of the same step, has its own score, and outlives it."""
+    runner = make(tmp_path, 2, dict(interval=1, save_best="loss", max_keep_ckpts=1, async_save=async_save))
+    linked: list[list[bool]] = []
+    runner.bus.subscribe(
+        CheckpointCommitted, lambda name: linked.append(are_linked(tmp_path, name.removeprefix("best_loss_"), name)), when=is_best
+    )
+    runner.train()
+    assert linked == [[True, True]] * 2
+    for name in ("epoch_2", "best_loss_epoch_2"):
+        found = load_checkpoint(tmp_path / "checkpoints" / name)
+        assert same(dict(found["state_dict"]), weights(runner.model))
+    runner._saver.store.remove("epoch_2")
+    best = verify_checkpoint(tmp_path / "checkpoints" / "best_loss_epoch_2")
+    assert best.facts["score"] == runner.message_hub.get_info("best_score")
+    make(tmp_path, 3, {}, resume=tmp_path / "checkpoints" / "best_loss_epoch_2").train()
+
+
+def is_best(event: CheckpointCommitted) -> bool:
+    """Return whether a best checkpoint was committed."""
+    return event.name.startswith("best")
+
+
+def change_weights(runner: Runner, checkpoint: dict[str, Any]) -> None:
+    """Change the weights themselves."""
+    with torch.no_grad():
+        next(runner.model.parameters()).add_(1)
+
+
+def put_other_weights(runner: Runner, checkpoint: dict[str, Any]) -> None:
+    """Put other weights into the checkpoint."""
+    checkpoint["state_dict"]["weight"] = torch.zeros(3, 4)
+
+
+def swap_data(runner: Runner, checkpoint: dict[str, Any]) -> None:
+    """Give a parameter other memory, as hooks that average weights do."""
+    next(runner.model.parameters()).data = torch.ones(3, 4)
+    checkpoint["state_dict"] = runner.model.state_dict()
+
+
+def change_momentum(runner: Runner, checkpoint: dict[str, Any]) -> None:
+    """Change the state of the optimizer in place."""
+    checkpoint["optimizer"]["state"][0]["momentum_buffer"].zero_()
+
+
+def average(runner: Runner, checkpoint: dict[str, Any]) -> None:
+    """Keep weights that were computed for the checkpoint."""
+    checkpoint["averaged"] = {"weight": torch.full((3, 4), float(checkpoint["progress"]["validation_due"]))}
+
+
+@pytest.mark.parametrize("change", [change_weights, put_other_weights, swap_data, change_momentum, average])
+def test_what_has_changed_since_is_written_anew(change: Callable[[Runner, dict[str, Any]], None], tmp_path: Path) -> None:
+    """Between the periodic checkpoint and the best one, in whatever way."""
+    runner = make(tmp_path, 1, dict(interval=1, save_best="loss"))
+    expected: dict[str, Any] = {}
+
+    def edit(name: str, checkpoint: dict[str, Any], runner: Runner) -> None:
+        if name.startswith("best") or change is average:
+            change(runner, checkpoint)
+        expected[name] = copy.deepcopy({key: checkpoint.get(key) for key in ("state_dict", "optimizer", "averaged")})
+
+    runner.bus.subscribe(BeforeSaveCheckpoint, edit)
+    runner.train()
+    for name in ("epoch_1", "best_loss_epoch_1"):
+        found = load_checkpoint(tmp_path / "checkpoints" / name)
+        assert str({key: found.get(key) for key in expected[name]}) == str(expected[name])
+    assert str(expected["epoch_1"]) != str(expected["best_loss_epoch_1"])
+
+
+def test_a_checkpoint_of_another_step_shares_nothing(tmp_path: Path) -> None:
+    """Even where nothing was trained in between."""
+    runner = make(tmp_path, 2, dict(interval=1), optimizer=dict(type="SGD", lr=0.0))
+    runner.train()
+    assert not (tmp_path / "checkpoints" / "epoch_1" / "optimizer.safetensors").exists()
+    files = [tmp_path / "checkpoints" / name / "model.safetensors" for name in ("epoch_1", "epoch_2")]
+    assert files[0].stat().st_ino != files[1].stat().st_ino
+
+
+# --- before anything is trained ---------------------------------------------------------------------------------------
+
+
+def test_a_place_that_cannot_be_written_is_found_before_training_begins(tmp_path: Path) -> None:
+    """Not hours later at the first save."""
+    files = FaultyFiles(fail_at=1, code=errno.EROFS, for_ever=True)
+    runner = make(tmp_path, 1, {})
+    runner._saver.store = CheckpointStore(tmp_path / "checkpoints", tmp_path / "last_checkpoint", files=files)
+    trained: list[int] = []
+    runner.bus.subscribe(AfterTrainIter, lambda iter: trained.append(iter))
+    with pytest.raises(CheckpointWriteError, match="as a trial shows") as raised:
+        runner.train()
+    assert raised.value.errno == errno.EROFS
+    assert trained == []

@@ -142,6 +142,15 @@ def test_runners_of_one_process_do_not_see_each_other(tmp_path: Path) -> None:
         assert log.count("Epoch(val)") == 2
 
 
+def test_runners_built_in_the_same_second_log_to_directories_of_their_own(tmp_path: Path) -> None:
+    """Also while none of them has run; and what the second one finds of the first is set aside as always."""
+    runners = [make_runner(tmp_path / "run") for _ in range(3)]
+    assert len({runner.log_dir for runner in runners}) == 3
+    for runner in runners:
+        runner.train()
+    assert all((runner.log_dir / "run.json").exists() for runner in runners)
+
+
 def test_a_second_live_run_says_that_randomness_is_shared(tmp_path: Path) -> None:
     """Nothing repeats exactly where two runs draw from the same generators; a run alone says nothing of the kind."""
     runners = [make_runner(tmp_path / name) for name in ("a", "b")]

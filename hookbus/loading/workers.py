@@ -7,7 +7,7 @@ this process ends; nothing else outlives an iterator that is exhausted or was gi
 
 from __future__ import annotations
 
-__all__ = ("WorkerBatches", "check_main_guard", "start_loading", "stop_loading")
+__all__ = ("WorkerBatches", "release_workers", "start_loading", "stop_loading")
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,10 +15,11 @@ from typing import Any
 from weakref import WeakSet
 
 import torch.multiprocessing
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from hookbus._worker_failures import check_importable, check_main_guard, explain_death, explain_failed_start, is_death
 from hookbus.hub import MessageHub
+from hookbus.loading.failures import check_importable, check_main_guard, explain_death, explain_failed_start, is_death
+from hookbus.loading.seeding import SeededDataset
 from hookbus.worker_hub import WorkerStart
 
 PRELOADED = ("torch", "hookbus.worker_hub")
@@ -53,6 +54,14 @@ def stop_loading(batches: Iterator[Any]) -> None:
     """End the workers behind what `start_loading` gave, unless they persist; does nothing for other iterators."""
     if isinstance(batches, WorkerBatches):
         batches.close()
+
+
+def release_workers(loader: Any) -> None:
+    """End workers that persist from pass to pass; the loader starts new ones when it is asked again."""
+    iterator = getattr(loader, "_iterator", None)
+    if isinstance(loader, DataLoader) and iterator is not None:
+        loader._iterator = None
+        _shut_down(iterator)
 
 
 class WorkerBatches:
@@ -133,13 +142,15 @@ def _warn_of_fork(loader: DataLoader[Any], warn: Callable[[str], object]) -> Non
 
 
 def _start_workers(loader: DataLoader[Any], hub: MessageHub, method: str) -> Iterator[Any]:
-    context, initialise = loader.multiprocessing_context, loader.worker_init_fn
+    context, initialise, dataset = loader.multiprocessing_context, loader.worker_init_fn, loader.dataset
     parts = _sent_parts(loader)
     with _preloading(method):
         try:
             if context is None:
                 loader.multiprocessing_context = method
             loader.worker_init_fn = WorkerStart(hub.portable(), initialise)
+            if not isinstance(dataset, IterableDataset):
+                object.__setattr__(loader, "dataset", SeededDataset(dataset))  # the loader forbids to change it
             return iter(loader)
         except Exception as error:
             explained = explain_failed_start(error, parts)
@@ -148,6 +159,7 @@ def _start_workers(loader: DataLoader[Any], hub: MessageHub, method: str) -> Ite
             raise explained from error
         finally:
             loader.worker_init_fn, loader.multiprocessing_context = initialise, context
+            object.__setattr__(loader, "dataset", dataset)
 
 
 def _sent_parts(loader: DataLoader[Any]) -> dict[str, object]:

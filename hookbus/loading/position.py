@@ -4,14 +4,11 @@ A loader with `state_dict` and `load_state_dict` knows it itself. For torch's ow
 generators at the moment when its sampler began, and the number of batches since: to go on, the sampler begins again from
 that state, its first indices are passed over without loading anything, and the generators are put back to where training
 had them. What else can be iterated begins again, and its first batches are dropped.
-
-Workers are seeded anew for every batch, from the seed of the run, the pass and the number of the batch. So what they draw
-does not depend on how many batches they worked on before.
 """
 
 from __future__ import annotations
 
-__all__ = ("LoaderPosition", "NumberedBatch")
+__all__ = ("LoaderPosition",)
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,52 +20,51 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
+from hookbus.loading.seeding import NumberedBatch, seed_of
 from hookbus.random_state import restore_rng_state, rng_state
 
-_BEGIN_AT_ONCE = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
-"""Samplers that ask the global generators when they begin, and never again."""
-
-
-class NumberedBatch(list[Any]):
-    """The indices of one batch, and what a worker seeds its generators with before it loads them."""
-
-    seed: tuple[int, int, int]
-    """The seed of the run, the number of the pass, and that of the batch."""
+_BEGIN_AT_ONCE = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler, range, list)
+"""What asks the global generators when it begins, or never, and not while it goes on."""
 
 
 class LoaderPosition:
-    """Follows the passes over one dataloader.
+    """Follows the passes over one dataloader."""
 
-    Args:
-        seed: the seed of the run.
-    """
-
-    def __init__(self, seed: int) -> None:
+    def __init__(self) -> None:
         self.done = 0
-        """Batches of the running pass that were handed out."""
-        self._seed = seed
-        self._pass = 0
+        """Batches of the running pass that have been worked on."""
+        self.number = (0, 0)
+        """The seed of the run and the number of the pass."""
+        self.passes = 0
+        """Completed passes."""
+        self._is_loaded = False
         self._began: dict[str, Any] | None = None
         self._now: dict[str, Any] | None = None
         self._sampler: _FollowedSampler | None = None
 
     @contextmanager
-    def following(self, loader: Any, number: int) -> Iterator[None]:
+    def following(self, loader: Any, seed: int, number: int) -> Iterator[None]:
         """Have the pass that begins inside start where this position is; `number` tells it from other passes.
 
         The loader is as before when the block ends.
         """
-        self._pass = number
-        if self.done and not _keeps_state(loader):
-            self._now = rng_state()
+        self.number = (seed, number)
+        if _keeps_state(loader):
+            if self.done and not self._is_loaded:  # stopped in the middle of a pass, and now to go on
+                loader.load_state_dict(loader.state_dict())
+            self._is_loaded = False
+            yield
+            return
+        self._now = rng_state() if self.done else None
         if not _is_followed(loader):
-            self._begin(_generators(loader))
+            self.begin(_generators(loader))
             yield
             return
         name = "batch_sampler" if loader.batch_sampler is not None else "sampler"
@@ -78,7 +74,7 @@ class LoaderPosition:
         # The loader forbids to change these; its iterator takes them over when it is made.
         replaced: dict[str, Any] = {name: self._sampler}
         if loader.num_workers and loader.generator is None:
-            replaced["generator"] = torch.Generator().manual_seed(hash((self._seed, number)) % 2**63)
+            replaced["generator"] = torch.Generator().manual_seed(seed_of(self.number))
         before = {key: getattr(loader, key) for key in replaced}
         try:
             for key, value in replaced.items():
@@ -106,9 +102,10 @@ class LoaderPosition:
     def finish(self) -> None:
         """Count the pass as complete; the next one begins at its first batch."""
         self.done = 0
+        self.passes += 1
         self._began = self._now = None
 
-    def _begin(self, generators: list[torch.Generator]) -> None:
+    def begin(self, generators: list[torch.Generator]) -> None:
         """Note where the random generators stand as the sampler begins, or put them back there."""
         if self._began is None or not self.done:
             self._began = {"rng": rng_state(), "generators": [generator.get_state() for generator in generators]}
@@ -119,16 +116,21 @@ class LoaderPosition:
 
     def state_dict(self, loader: Any) -> dict[str, Any]:
         """Return the position, as of a moment when all batches that were handed out have been worked on."""
+        counts = {"done": self.done, "passes": self.passes}
         if _keeps_state(loader):
-            return {"done": self.done, "loader": loader.state_dict()}
-        return {"done": self.done, "began": self._began if self.done else None}
+            return counts | {"loader": loader.state_dict()}
+        generators = [generator.get_state() for generator in _generators(loader)]
+        return counts | {"began": self._began if self.done else None, "generators": generators}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], loader: Any) -> None:
         """Go on from a saved position."""
-        self.done = state_dict["done"]
+        self.done, self.passes = state_dict["done"], state_dict["passes"]
         self._began = state_dict.get("began")
+        for generator, state in zip(_generators(loader), state_dict.get("generators", ()), strict=False):
+            generator.set_state(state)
         if _keeps_state(loader) and "loader" in state_dict:
             loader.load_state_dict(state_dict["loader"])
+            self._is_loaded = True
 
     def doubts(self, loader: Any) -> Iterator[str]:
         """Yield what may keep the batches from being those of the uninterrupted run, where a pass is begun again."""
@@ -141,11 +143,9 @@ class LoaderPosition:
             dataset = type(loader.dataset).__name__
             yield f"{dataset} is iterable and has no state_dict: its first {self.done} batches are loaded again and dropped"
         else:
-            yield from (
-                f"{type(sampler).__name__} may draw from the global random generators while it goes on"
-                for sampler in _samplers(loader)
-                if type(sampler) not in _BEGIN_AT_ONCE
-            )
+            sampler = _innermost(loader.batch_sampler if loader.batch_sampler is not None else loader.sampler)
+            if type(sampler) not in _BEGIN_AT_ONCE:
+                yield f"{type(sampler).__name__} may draw from the global random generators while it goes on"
 
 
 class _FollowedSampler:
@@ -162,7 +162,7 @@ class _FollowedSampler:
     def __iter__(self) -> Iterator[Any]:
         """Yield the indices of batches; a generator, because a loader with workers asks for an iterator it never uses."""
         position = self._position
-        position._begin(self._generators)
+        position.begin(self._generators)
         first = position.done
         indices = iter(self.inner)
         for _ in islice(indices, first):
@@ -179,7 +179,7 @@ class _FollowedSampler:
         if not isinstance(indices, list):
             return indices
         batch = NumberedBatch(indices)
-        batch.seed = (self._position._seed, self._position._pass, number)
+        batch.place = (*self._position.number, number)
         return batch
 
 
@@ -189,15 +189,12 @@ def _keeps_state(loader: Any) -> bool:
 
 def _is_followed(loader: Any) -> bool:
     """Return whether a loader asks a sampler for indices."""
-    return isinstance(loader, DataLoader) and not _keeps_state(loader) and hasattr(loader.dataset, "__getitem__")
+    return isinstance(loader, DataLoader) and not _keeps_state(loader) and not isinstance(loader.dataset, IterableDataset)
 
 
-def _samplers(loader: DataLoader[Any]) -> Iterator[Any]:
-    batch_sampler = loader.batch_sampler
-    if batch_sampler is None or type(batch_sampler) is BatchSampler:
-        yield loader.sampler
-    else:
-        yield batch_sampler
+def _innermost(sampler: Any) -> Any:
+    """Return the sampler that a batch sampler of torch's own draws from."""
+    return _innermost(sampler.sampler) if type(sampler) is BatchSampler else sampler
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
