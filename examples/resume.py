@@ -80,7 +80,7 @@ def resume_past_damage(work_dir: Path, epochs: int) -> None:
     content[-1] ^= 1
     file.write_bytes(content)
 
-    runner = make_runner(work_dir / "parts", epochs + 1, resume=True)  # True insists on a checkpoint
+    runner = make_runner(work_dir / "parts", epochs, resume=True)  # True insists on a checkpoint
 
     @runner.bus.on(AfterTrainEpoch, once=True)
     def tell(epoch: int) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 __all__ = ("import_weights",)
 
+import mmap
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ WRAPPERS = ("state_dict", "model")
 _ARCHIVE = b"PK\x03\x04"
 _EARLY_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 """How files of torch before 1.6 begin: one pickle after the other, nothing compressed."""
+
+_BYTEARRAY = b"\nbytearray\n"
+"""How a pickle names that class, in the one way that torch understands."""
 
 _PARALLEL = "module."
 _ADVICE = (
@@ -69,6 +73,7 @@ def _check(path: Path, max_bytes: int) -> None:
 
 def _unpickle(path: Path) -> Any:
     _check_archive(path)
+    _check_pickles(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
@@ -104,6 +109,23 @@ def _check_archive(path: Path) -> None:
         what = f"its entry {compressed[0]!r} is compressed" if compressed else "its entries overlap"
         message = f"{path} of {path.stat().st_size} bytes claims {claimed} bytes of memory: {what}, which torch never writes"
         raise UnsafeCheckpoint(message)
+
+
+def _check_pickles(path: Path) -> None:
+    """Refuse a pickle that makes a bytearray: torch lets it say how long, and no file of weights has one."""
+    if any(pickled.find(_BYTEARRAY) >= 0 for pickled in _pickles(path)):
+        message = f"{path} makes a bytearray, which can be of any length and is no part of weights; {_ADVICE}"
+        raise UnsafeCheckpoint(message)
+
+
+def _pickles(path: Path) -> Iterator[bytes | mmap.mmap]:
+    """Yield the pickles in an archive, or all of a file that is none: there they stand between the tensors."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            yield from (archive.read(entry) for entry in archive.infolist() if entry.filename.endswith(".pkl"))
+    elif path.stat().st_size:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
 
 
 def _unwrapped(content: Any) -> Any:

@@ -6,11 +6,13 @@ matter which worker loads it, nor what that worker loaded before, and a resumed 
 
 from __future__ import annotations
 
-__all__ = ("NumberedBatch", "SeededDataset", "seed_of")
+__all__ = ("NumberedBatch", "SeededDataset", "ShowDataset", "seed_of")
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from torch.utils.data import get_worker_info
 
 from hookbus.random_state import seed_all
 
@@ -47,6 +49,21 @@ class SeededDataset:
             seed_all(seed_of(indices.place))
         load_together = getattr(self.dataset, "__getitems__", None)
         return load_together(indices) if load_together is not None else [self.dataset[index] for index in indices]
+
+
+class ShowDataset:
+    """Shows a worker the dataset itself and not what stands for it, then calls what the user gave for its start."""
+
+    def __init__(self, then: Callable[[int], object] | None) -> None:
+        self._then = then
+
+    def __call__(self, worker_id: int) -> None:
+        """Prepare the worker."""
+        worker: Any = get_worker_info()
+        if isinstance(worker.dataset, SeededDataset):
+            object.__setattr__(worker, "dataset", worker.dataset.dataset)  # it forbids to change it
+        if self._then is not None:
+            self._then(worker_id)
 
 
 def seed_of(place: tuple[int, ...]) -> int:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from hookbus.hub import MessageHub
 from hookbus.loading.failures import check_importable, check_main_guard, explain_death, explain_failed_start, is_death
-from hookbus.loading.seeding import SeededDataset
+from hookbus.loading.seeding import SeededDataset, ShowDataset
 from hookbus.worker_hub import WorkerStart
 
 PRELOADED = ("torch", "hookbus.worker_hub")
@@ -148,7 +148,7 @@ def _start_workers(loader: DataLoader[Any], hub: MessageHub, method: str) -> Ite
         try:
             if context is None:
                 loader.multiprocessing_context = method
-            loader.worker_init_fn = WorkerStart(hub.portable(), initialise)
+            loader.worker_init_fn = WorkerStart(hub.portable(), ShowDataset(initialise))
             if not isinstance(dataset, IterableDataset):
                 object.__setattr__(loader, "dataset", SeededDataset(dataset))  # the loader forbids to change it
             return iter(loader)

@@ -33,19 +33,7 @@ _EVALUATION_PARTS = ("context", "dataloader", "step", "evaluation")
 
 def config_problems(given: Given) -> Iterator[str]:
     """Yield one sentence for each problem; a part is looked at only if those it builds on are sound."""
-    for check in (
-        _model,
-        _functions,
-        _phases,
-        _optimizers,
-        _schedulers,
-        _dataloaders,
-        _loops,
-        _evaluators,
-        _options,
-        _resuming,
-        _compiling,
-    ):
+    for check in _CHECKS:
         yield from check(given)
     yield from hook_problems(given["default_hooks"], given["custom_hooks"])
 
@@ -59,10 +47,8 @@ def _device(given: Given) -> Iterator[str]:
     try:
         torch.empty(0, device=given["device"])
     except (RuntimeError, TypeError, AssertionError) as error:
-        available = [
-            kind for kind in ("cuda", "mps", "xpu") if getattr(torch, kind, None) and getattr(torch, kind).is_available()
-        ]
-        yield f"device = {shown(given['device'])}: {describe_error(error)}; available: {', '.join(['cpu', *available])}"
+        here = ["cpu", *([torch.accelerator.current_accelerator()] if torch.accelerator.is_available() else [])]
+        yield f"device = {shown(given['device'])}: {describe_error(error)}; available: {', '.join(map(str, here))}"
 
 
 def _functions(given: Given) -> Iterator[str]:

@@ -32,7 +32,7 @@ CALLS = (
         "digits.py",
         ("--epochs", "2"),
         (
-            r"best checkpoint: runs/digits/checkpoints/best_accuracy_epoch_\d$",
+            r"best checkpoint: .*runs/digits/checkpoints/best_accuracy_epoch_\d$",
             r"test/accuracy: 0\.\d{4}$",
         ),
     ),
@@ -113,7 +113,7 @@ CALLS = (
             r"part 2: went on to 4 epochs, 128 iterations$",
             r"the weights are equal, bit for bit: True$",
             r"damaged epoch_4: went on from epoch_3 instead$",
-            r"checkpoints: epoch_4, epoch_5$",
+            r"checkpoints: epoch_3, epoch_4$",
             r"set aside: epoch_4$",
         ),
     ),
