@@ -120,8 +120,11 @@ def _detached(outputs: Any) -> dict[str, Any]:
     if not isinstance(outputs, Mapping):
         msg = f"the model's train_step must return a dict of values to record, got {type(outputs).__name__}"
         raise LossError(msg)
-    has_graph = {key for key, value in outputs.items() if isinstance(value, torch.Tensor) and value.requires_grad}
-    return {key: value.detach() if key in has_graph else value for key, value in outputs.items()}
+    detached = dict(outputs)
+    for key, value in outputs.items():
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            detached[key] = value.detach()
+    return detached
 
 
 def _is_loss(loss: Any) -> bool:
