@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from numbers import Number
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from hookbus._version import __version__
 from hookbus.hooks.base import Hook
 from hookbus.hub import MessageHub
@@ -58,8 +56,6 @@ class RuntimeInfoHook(Hook):
         rates = self._rates
         values = {"train/lr": runner.optim_wrapper.optimizer.param_groups[0]["lr"]} if rates is None else rates()
         for key, value in outputs.items():
-            if type(value) is Tensor and value.is_cpu and not value.dim():
-                value = value.item()  # a host scalar, read here, needs no further look
             if type(value) is float or _is_scalar(value):
                 values[self._keys.get(key) or self._key(key)] = value
         hub.update_scalars(values)

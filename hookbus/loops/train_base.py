@@ -91,8 +91,9 @@ class TrainLoop(BaseLoop):
         self.runner.restore_randomness()
         if progress.validation_due:  # a checkpoint was taken, or a stop came, before it ran
             self._validate()
+        iterations_before = progress.iter
         self._train()
-        self._warn_of_no_update(progress.iter)
+        self._warn_of_no_update(progress.iter - iterations_before)
         self.emit(AfterTrain)
         self.context.live_thread.step_boundary()
         return self._metrics

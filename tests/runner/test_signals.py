@@ -140,7 +140,7 @@ async def test_a_run_inside_a_service_may_handle_signals(tmp_path: Path) -> None
         await runner.train_async(handle_signals=True)
     assert caught.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
-    assert checkpoints(tmp_path)[-1].startswith("iter_")
+    assert len(checkpoints(tmp_path)) == 1  # in the middle of an epoch or at its end, wherever the signal arrived
 
 
 PROGRAM = """
@@ -169,4 +169,4 @@ def test_the_exit_code_of_a_script_tells_the_truth(number: int, code: int, tmp_p
         assert process.stdout.readline() == b"training\n"
         process.send_signal(number)
         assert process.wait(60) == code
-    assert checkpoints(tmp_path / "work")[-1].startswith("iter_")
+    assert len(checkpoints(tmp_path / "work")) == 1
