@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Found", "Resumer", "advance", "load_weights", "options_kept")
+__all__ = ("Found", "Resumer", "advance", "load_updates", "load_weights", "options_kept", "sound_checkpoints")
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +17,6 @@ from hookbus.checkpoint.manifest import MANIFEST_FILE
 from hookbus.errors import CheckpointCorrupt, CheckpointError, choices, describe_error
 from hookbus.optim import OptimWrapper
 from hookbus.runner.settings import CONSEQUENCES, bare, differences, settings_of
-from hookbus.schedulers import ParamScheduler
 
 if TYPE_CHECKING:
     from hookbus.runner.runner import Runner
@@ -54,14 +53,10 @@ class Resumer:
             path = self._named(Path(str(self._resume)))
             return Found(path, self._saver.load(path))
         damaged = self._report_damaged()
-        for info in sorted(self._committed(), key=lambda info: info.step, reverse=True):
-            try:
-                return Found(info.path, self._saver.load(info.path))
-            except CheckpointCorrupt as error:
-                damaged.append(str(info.path))
-                self._runner.logger.warning("%s is damaged and was left out: %s", info.path, describe_error(error))
-        self._say_nothing_was_found(damaged)
-        return None
+        found = next(sound_checkpoints(self._saver, self._committed(), self._runner.logger.warning, damaged), None)
+        if found is None:
+            self._say_nothing_was_found(damaged)
+        return found
 
     def _named(self, path: Path) -> Path:
         """Return where the named checkpoint lies; a name alone is looked for among those of this run.
@@ -149,20 +144,17 @@ class Resumer:
         runner, wrapper = self._runner, self._runner.optim_wrapper
         assert wrapper is not None
         if not changed & {"model", "optimizer", "optim_wrapper", "param_scheduler"}:
-            wrapper.load_state_dict(checkpoint["optimizer"])
-            for scheduler, state in zip(runner.param_schedulers, checkpoint["param_schedulers"], strict=True):
-                scheduler.load_state_dict(state)
+            load_updates(runner, checkpoint)
             return
         with options_kept(wrapper.wrappers().values()):
             if not changed & {"model", "optim_wrapper"}:
                 self._load_optimizers(wrapper, checkpoint)
-        advance(runner.param_schedulers, epochs=checkpoint["progress"]["epoch"], iterations=checkpoint["progress"]["iter"])
+        advance(runner, epochs=checkpoint["progress"]["epoch"], iterations=checkpoint["progress"]["iter"])
 
     def _load_optimizers(self, wrapper: Any, checkpoint: Mapping[str, Any]) -> None:
-        before, now = checkpoint["meta"]["settings"]["optimizer"], settings_of(self._runner)["optimizer"]
-        if {name: options["type"] for name, options in before.items()} == {
-            name: options["type"] for name, options in now.items()
-        }:
+        settings = (checkpoint["meta"]["settings"], settings_of(self._runner))
+        before, now = ({name: options["type"] for name, options in each["optimizer"].items()} for each in settings)
+        if before == now:
             wrapper.load_state_dict(checkpoint["optimizer"])
 
     def _restore_hooks(self, states: Mapping[str, Any]) -> None:
@@ -178,6 +170,28 @@ class Resumer:
         if runner.randomness.seed not in (None, seed):
             runner.logger.warning("the seed is %d, that of the checkpoint, and not %s", seed, runner.randomness.seed)
         runner.seed = seed
+
+
+def sound_checkpoints(
+    saver: Saver, infos: Iterable[CheckpointInfo], warn: Callable[..., object], damaged: list[str]
+) -> Iterator[Found]:
+    """Read checkpoints, the newest first; damaged ones are left out loudly and their paths added to `damaged`."""
+    for info in sorted(infos, key=lambda info: info.step, reverse=True):
+        try:
+            checkpoint = saver.load(info.path)
+        except CheckpointCorrupt as error:
+            damaged.append(str(info.path))
+            warn("%s is damaged and was left out: %s", info.path, describe_error(error))
+        else:
+            yield Found(info.path, checkpoint)
+
+
+def load_updates(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
+    """Give optimizers and schedules exactly the states of a checkpoint; one saved without schedules is for runs without."""
+    assert runner.optim_wrapper is not None
+    runner.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+    for scheduler, state in zip(runner.param_schedulers, checkpoint.get("param_schedulers", ()), strict=True):
+        scheduler.load_state_dict(state)
 
 
 def load_weights(
@@ -216,16 +230,19 @@ def options_kept(wrappers: Iterable[OptimWrapper]) -> Iterator[None]:
         group.update(options)
 
 
-def advance(schedulers: Iterable[ParamScheduler], *, epochs: int, iterations: int) -> None:
+def advance(runner: Runner, *, epochs: int, iterations: int) -> None:
     """Step schedules from their beginning to a point of the run; those that follow a metric stay as they are."""
-    by_iter = [scheduler for scheduler in schedulers if not (scheduler.by_epoch or scheduler.needs_metric)]
-    by_epoch = [scheduler for scheduler in schedulers if scheduler.by_epoch and not scheduler.needs_metric]
-    for scheduler in (*by_iter, *by_epoch):
+    assert runner.optim_wrapper is not None
+    stepped = [scheduler for scheduler in runner.param_schedulers if not scheduler.needs_metric]
+    by_epoch = [scheduler for scheduler in stepped if scheduler.by_epoch]
+    counts = {s: runner.optim_wrapper.wrapper_of(s.optimizer).accumulative_counts for s in stepped if not s.by_epoch}
+    for scheduler in stepped:
         scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]  # by the run so far
     per_epoch = iterations // epochs if epochs else iterations
     for iteration in range(1, iterations + 1):
-        for scheduler in by_iter:
-            scheduler.step()
+        for scheduler, micro_batches in counts.items():
+            if iteration % micro_batches == 0:  # they step once per update
+                scheduler.step()
         if iteration % per_epoch == 0 and iteration <= epochs * per_epoch:
             for scheduler in by_epoch:
                 scheduler.step()

@@ -10,16 +10,15 @@ __all__ = ("roll_back",)
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hookbus.errors import CheckpointCorrupt, CheckpointError, RunEnded, describe_error
+from hookbus.errors import CheckpointError, RunEnded
 from hookbus.events import AfterLoadCheckpoint
+from hookbus.runner.resuming import Found, load_updates, load_weights, sound_checkpoints
 
 if TYPE_CHECKING:
     from hookbus.runner.runner import Runner
     from hookbus.runner.saving import Saver
-
-_NEEDED = ("state_dict", "optimizer", "param_schedulers")
 
 
 def roll_back(runner: Runner, saver: Saver, reason: str) -> Path:
@@ -32,33 +31,28 @@ def roll_back(runner: Runner, saver: Saver, reason: str) -> Path:
     if not runner.is_training or runner.optim_wrapper is None:
         msg = f"{reason}: there is nothing to roll back, because {runner.experiment_name!r} is not training"
         raise RunEnded(msg)
-    path, checkpoint = next(_usable(runner, saver), (None, {}))
-    if path is None:
+    found = next(_usable(runner, saver), None)
+    if found is None:
         where = ", ".join(str(store.directory) for store in saver.stores())
         msg = f"{reason}: cannot roll back, because there is no complete checkpoint in {where}; save earlier and more often"
         raise CheckpointError(msg)
+    path, checkpoint = found
     event = AfterLoadCheckpoint(name=path.name, epoch=runner.epoch, iter=runner.iter)
     runner.bus.emit(event, {"runner": runner, "checkpoint": checkpoint})
-    runner.model.load_state_dict(checkpoint["state_dict"])
-    runner.optim_wrapper.load_state_dict(checkpoint["optimizer"])
-    for scheduler, state in zip(runner.param_schedulers, checkpoint["param_schedulers"], strict=True):
-        scheduler.load_state_dict(state)
+    load_weights(runner.model, checkpoint["state_dict"], path, strict=True, warn=runner.logger.warning)
+    load_updates(runner, checkpoint)
     back = runner.iter - checkpoint["meta"]["iter"]
     runner.logger.warning("%s: rolled back to %s, %d iterations ago; the data go on", reason, path, back)
     return path
 
 
-def _usable(runner: Runner, saver: Saver) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _usable(runner: Runner, saver: Saver) -> Iterator[Found]:
     """Yield what training can go on from, the newest first."""
+    needed = ["state_dict", "optimizer", *(["param_schedulers"] if runner.param_schedulers else [])]
     committed = [info for store in saver.stores() for info in store.list()]
-    for info in sorted(committed, key=lambda info: info.step, reverse=True):
-        try:
-            checkpoint = saver.load(info.path)
-        except CheckpointCorrupt as error:
-            runner.logger.warning("%s is damaged and was left out: %s", info.path, describe_error(error))
-            continue
-        missing = [key for key in _NEEDED if key not in checkpoint]
+    for found in sound_checkpoints(saver, committed, runner.logger.warning, []):
+        missing = [key for key in needed if key not in found.checkpoint]
         if missing:
-            runner.logger.warning("%s was left out: it lacks %s", info.path, ", ".join(missing))
+            runner.logger.warning("%s was left out: it lacks %s", found.path, ", ".join(missing))
         else:
-            yield info.path, checkpoint
+            yield found

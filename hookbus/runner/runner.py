@@ -190,7 +190,7 @@ class Runner(RunControls):
         arguments, problems = Constructor.of(cls).fit(copied({**config, **parts}, "config", 1), "config", given={}, extra_keys=())
         defaults = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
         known = {name: value for name, value in arguments.items() if name in defaults}
-        if "model" in known:
+        if "model" in known and (twice or problems):  # else the constructor finds them
             problems += config_problems(defaults | known)
         refuse(twice + problems)
         return cls(**arguments)

@@ -111,7 +111,7 @@ class Saver:
         event = BeforeSaveCheckpoint(name=request.name, epoch=runner.epoch, iter=runner.iter)
         if runner.bus.emit(event, {"runner": runner, "checkpoint": checkpoint}) is not None or not is_main_process():
             return None
-        taken = _Taken((runner.epoch, runner.iter), marks_of(runner.model, checkpoint))
+        taken = _Taken((runner.epoch, runner.iter), marks_of(bare(runner.model), checkpoint))
         commit = self._commit_of(request, taken)
         if request.asynchronous and self.host is not None:
             return self._write_in_background(commit, taken, checkpoint, started)

@@ -14,6 +14,7 @@ from hookbus.runner import Runner
 from tests.runner.builders import make_loader, make_model, make_runner
 from tests.runner.learners import train_until
 
+EVERY_SECOND = dict(accumulative_counts=2)
 COSINE = dict(type="CosineAnnealingLR", T_max=10)
 
 
@@ -107,15 +108,16 @@ def rates(runner: Runner) -> list[float]:
         ("param_scheduler", dict(param_scheduler=COSINE | dict(T_max=20))),
         ("param_scheduler", dict(param_scheduler=dict(type="LinearLR", by_epoch=False, total_iters=8))),
         ("optimizer", dict(optimizer=other_optimizer(lr=0.3))),
+        ("param_scheduler", dict(param_scheduler=dict(type="StepLR", step_size=1, by_epoch=False), optim_wrapper=EVERY_SECOND)),
     ],
-    ids=["another length", "another schedule", "another learning rate"],
+    ids=["another length", "another schedule", "another learning rate", "another schedule and accumulation"],
 )
 def test_an_allowed_schedule_stands_where_it_would_have_stood(allowed: str, changes: dict[str, Any], tmp_path: Path) -> None:
     """As if the run had had it from the beginning; momentum is that of the old run."""
     straight = make(tmp_path / "straight", **changes)
     expected = rates(straight)
     straight.train()
-    train_until(make(tmp_path), 6)
+    train_until(make(tmp_path, optim_wrapper=changes.get("optim_wrapper")), 6)
     runner = make(tmp_path, resume=True, allow=[allowed], **changes)
     seen = rates(runner)
     kept: list[bool] = []

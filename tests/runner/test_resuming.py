@@ -412,3 +412,22 @@ def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
     other = torch.nn.Linear(4, 5)
     with pytest.raises(CheckpointError, match=r"weights of another shape than Linear: weight \(3, 4\) -> \(5, 4\)"):
         make_runner(tmp_path / "new", model=other, load_from=tmp_path / "old" / CHECKPOINTS / "epoch_1").train()
+
+
+def test_a_checkpoint_without_schedules_resumes_a_run_without_them(tmp_path: Path) -> None:
+    """Nothing that this run needs was left out of it."""
+    hooks = dict(checkpoint=dict(save_param_scheduler=False))
+    train(tmp_path, 1, default_hooks=hooks)
+    runner = train(tmp_path, 2, default_hooks=hooks, resume=True)
+    assert (runner.epoch, runner.iter) == (2, 6)
+
+
+def test_a_model_wrapped_by_the_compiler_rolls_back(tmp_path: Path) -> None:
+    """Its checkpoints hold the names of the model inside."""
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    runner = make_runner(tmp_path, model=torch.compile(model, backend="eager"), optimizer=optimizer)
+    answers: list[Any] = []
+    runner.bus.subscribe(AfterTrainEpoch, lambda runner: answers.append(runner.request_rollback()), when=lambda e: e.epoch == 1)
+    runner.train()
+    assert answers[0].result(0).name == "epoch_1"
