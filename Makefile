@@ -7,17 +7,23 @@ VENV ?= .venv
 DIST ?= dist
 # Processes that share the tests.
 WORKERS ?= 2
+# Its hooks import OpenCV and yapf as soon as one of them is imported; of OpenCV the build without windows will do.
+MMENGINE ?= mmengine==0.10.7
+MMENGINE_NEEDS := addict opencv-python-headless pyyaml termcolor yapf
 # Further arguments for demo, test, drills and bench: make test ARGS="-k layers"
 ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Inside of the other one, so that it is ignored and removed with it.
+MMENGINE_VENV := $(VENV)/mmengine
+MMENGINE_STAMP := $(MMENGINE_VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo test test-slow drills check format bench build clean
+.PHONY: help install demo test test-slow test-mmengine drills check format bench build clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## create the environment; does nothing while pyproject.toml stays as it is
 
@@ -35,6 +41,16 @@ test: $(STAMP)  ## run the tests, but for the slow ones
 
 test-slow: $(STAMP)  ## run the tests that start processes of their own
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
+
+test-mmengine: $(MMENGINE_STAMP)  ## run hooks of MMEngine on our runner, in an environment with MMEngine
+	$(MMENGINE_VENV)/bin/python -m pytest tests/mmengine $(ARGS)
+
+$(MMENGINE_STAMP): pyproject.toml
+	$(PYTHON) -m venv $(MMENGINE_VENV)
+	$(MMENGINE_VENV)/bin/python -m pip install -q "$(TORCH)"
+	$(MMENGINE_VENV)/bin/python -m pip install -q --no-deps "$(MMENGINE)"
+	$(MMENGINE_VENV)/bin/python -m pip install -q $(MMENGINE_NEEDS) pytest pytest-timeout -e .
+	@touch $@
 
 drills: $(STAMP)  ## break checkpoints on purpose, for at most two minutes; ARGS=--long for all of it
 	$(BIN)/python -m tests.drills $(ARGS)

@@ -21,6 +21,7 @@ __all__ = (
     "AfterVal",
     "AfterValEpoch",
     "AfterValIter",
+    "Background",
     "BaseLoop",
     "BeforeOptimizerStep",
     "BeforeRun",
@@ -37,14 +38,20 @@ __all__ = (
     "CheckpointCommitted",
     "CheckpointFailed",
     "CheckpointStaged",
+    "ControlApplied",
     "EpochEvent",
     "Event",
     "EventBus",
+    "EventStream",
+    "HandlerCost",
+    "HistogramsTaken",
     "HistoryBuffer",
     "Hook",
     "HookbusError",
+    "ImagesDrawn",
     "IterEvent",
     "LogProcessor",
+    "LogRecorded",
     "MessageHub",
     "MountPoint",
     "OptimWrapper",
@@ -53,6 +60,7 @@ __all__ = (
     "Record",
     "RunEnded",
     "RunFailed",
+    "ScalarsLanded",
     "RunPlace",
     "Runner",
     "Skip",
@@ -61,6 +69,7 @@ __all__ = (
     "Writer",
     "decode_event",
     "encode_event",
+    "background",
     "every",
     "import_weights",
     "on",
@@ -79,7 +88,7 @@ from typing import TYPE_CHECKING, Any
 from hookbus._version import __version__
 
 if TYPE_CHECKING:
-    from hookbus.bus import EventBus, Subscription, every, on
+    from hookbus.bus import Background, EventBus, EventStream, HandlerCost, Subscription, background, every, on
     from hookbus.errors import HookbusError, RunEnded, Skip
     from hookbus.events import (
         AfterBackward,
@@ -110,11 +119,16 @@ if TYPE_CHECKING:
         CheckpointCommitted,
         CheckpointFailed,
         CheckpointStaged,
+        ControlApplied,
         EpochEvent,
         Event,
+        HistogramsTaken,
+        ImagesDrawn,
         IterEvent,
+        LogRecorded,
         MountPoint,
         RunFailed,
+        ScalarsLanded,
     )
     from hookbus.foreign_weights import import_weights
     from hookbus.history import HistoryBuffer
@@ -131,14 +145,14 @@ if TYPE_CHECKING:
     from hookbus.writers import Record, RunPlace, Writer
 
 _HOME = {
-    "hookbus.bus": "EventBus Subscription every on",
+    "hookbus.bus": "Background EventBus EventStream HandlerCost Subscription background every on",
     "hookbus.errors": "HookbusError RunEnded Skip",
     "hookbus.events": (
         "AfterBackward AfterLoadCheckpoint AfterOptimizerStep AfterRun AfterTest AfterTestEpoch AfterTestIter AfterTrain "
         "AfterTrainEpoch AfterTrainIter AfterVal AfterValEpoch AfterValIter BeforeOptimizerStep BeforeRun "
         "BeforeSaveCheckpoint BeforeTest BeforeTestEpoch BeforeTestIter BeforeTrain BeforeTrainEpoch BeforeTrainIter "
-        "BeforeVal BeforeValEpoch BeforeValIter CheckpointCommitted CheckpointFailed CheckpointStaged EpochEvent Event "
-        "IterEvent MountPoint RunFailed"
+        "BeforeVal BeforeValEpoch BeforeValIter CheckpointCommitted CheckpointFailed CheckpointStaged ControlApplied "
+        "EpochEvent Event HistogramsTaken ImagesDrawn IterEvent LogRecorded MountPoint RunFailed ScalarsLanded"
     ),
     "hookbus.foreign_weights": "import_weights",
     "hookbus.history": "HistoryBuffer",

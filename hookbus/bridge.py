@@ -13,14 +13,17 @@ from __future__ import annotations
 __all__ = ("Bridge", "CrossingCancelled", "LoopThread", "run_in_thread")
 
 import contextvars
+import sys
 import threading
-from collections.abc import Awaitable, Callable
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import anyio
 import anyio.abc
 
-from hookbus.errors import BusError, HandlerCancelled
+from hookbus.errors import BusError, BusStalled, HandlerCancelled
 from hookbus.mailbox import LoopHandle, Mailbox
 from hookbus.types import Backend
 
@@ -28,6 +31,11 @@ T = TypeVar("T")
 
 CLOSING_DEADLINE = 30.0
 """Seconds that coroutines which close a run may take together."""
+
+
+AFTER_STALL = 1.0
+"""Seconds that a loop gets which has not answered before."""
+LOOP_ENDED = "the event loop that runs the awaited handlers has ended before the run did"
 
 
 class CrossingCancelled(BaseException):
@@ -114,8 +122,14 @@ class _Resident:
 class Bridge:
     """Runs coroutines on an event loop for one thread, which waits for each of them."""
 
-    def __init__(self, mailbox: Mailbox) -> None:
+    def __init__(self, mailbox: Mailbox, services: Sequence[Callable[[], Awaitable[object]]] = ()) -> None:
         self.mailbox = mailbox
+        self.stall_timeout = 60.0
+        """Seconds without an answer of the event loop, while the thread needs it, after which it counts as stalled."""
+        self._services = services
+        """What else lives on the loop for as long as the bridge does."""
+        self._scopes: list[anyio.CancelScope] = []
+        self._is_stalled = False
         self.cancelled = False
         """Whether the run was cancelled from the loop's side."""
         self._loop: LoopHandle | None = None
@@ -132,13 +146,16 @@ class Bridge:
         self._loop = LoopHandle.current()
         self._tasks = tasks
         self._residents = []  # those of an earlier visit have left
+        self._scopes = [anyio.CancelScope(shield=True) for _ in self._services]
         self._add_resident()
+        for service, scope in zip(self._services, self._scopes, strict=True):
+            tasks.start_soon(_serve, service, scope)
 
     def close(self) -> None:
         """Leave the loop; nothing may be in flight."""
         self._loop = None
-        for resident in self._residents:
-            resident.scope.cancel()
+        for scope in (*self._scopes, *(resident.scope for resident in self._residents)):
+            scope.cancel()
 
     def cancel(self) -> None:
         """Cancel what is in flight and what comes later, except for what closes the run."""
@@ -175,6 +192,12 @@ class Bridge:
                     resident.crossing = None
                     self.mailbox.put(crossing.finish)
 
+    # --- on any thread ------------------------------------------------------------------------------------------------
+
+    def call_soon(self, function: Callable[[], object]) -> bool:
+        """Have the loop call `function` soon; return False where there is none any more."""
+        return self._loop is not None and self._loop.call_soon(function)
+
     # --- on the thread ------------------------------------------------------------------------------------------------
 
     def call(self, function: Callable[..., Awaitable[T]], *arguments: Any, closing: bool = False) -> T:
@@ -182,15 +205,15 @@ class Bridge:
 
         Raises:
             CrossingCancelled: the run was cancelled.
+            BusStalled: the event loop does not answer.
             BusError: the event loop has ended.
         """
         crossing: _Crossing[T] = _Crossing(function, arguments, closing=closing)
         depth = self._depth
         self._asked[depth] = crossing
-        if self._loop is None or not self._loop.call_soon(lambda: self._wake(depth)):
+        if not self.call_soon(lambda: self._wake(depth)):
             del self._asked[depth]
-            msg = "the event loop that runs the awaited handlers has ended before the run did"
-            raise BusError(msg)
+            raise BusError(LOOP_ENDED)
         self._depth += 1
         try:
             self._wait(crossing)
@@ -200,11 +223,42 @@ class Bridge:
 
     def _wait(self, crossing: _Crossing[Any]) -> None:
         try:
-            self.mailbox.wait(crossing.is_done)
-        except BaseException:  # a signal, for instance: the coroutine must not outlive its publish
-            if self._loop is not None and self._loop.call_soon(crossing.cancel):
+            self._wait_or_stall(crossing)
+        except BaseException as error:  # a signal, for instance: the coroutine must not outlive its publish
+            if self.call_soon(crossing.cancel) and not isinstance(error, BusStalled):
                 self.mailbox.wait(crossing.is_done, timeout=CLOSING_DEADLINE)
             raise
+
+    def _wait_or_stall(self, crossing: _Crossing[Any]) -> None:
+        """Wait, and ask the loop now and then whether it is still there; a coroutine that merely takes long is no stall."""
+        timeout = min(AFTER_STALL, self.stall_timeout) if self._is_stalled else self.stall_timeout
+        while True:
+            answers: list[None] = []
+            if not self.call_soon(partial(answers.append, None)) and not crossing.done:
+                raise BusError(LOOP_ENDED)
+            if self.mailbox.wait(crossing.is_done, timeout=timeout):
+                self._is_stalled = False
+                return
+            self._is_stalled = not answers
+            if self._is_stalled:
+                raise BusStalled(_describe_stall(timeout))
+            timeout = self.stall_timeout
+
+
+async def _serve(service: Callable[[], Awaitable[object]], scope: anyio.CancelScope) -> None:
+    with scope:
+        await service()
+
+
+def _describe_stall(seconds: float) -> str:
+    """Say what every thread does, the one of the event loop among them."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    stacks = [
+        f"thread {names.get(ident, 'unknown')}:\n{''.join(traceback.format_stack(frame)).rstrip()}"
+        for ident, frame in sys._current_frames().items()
+    ]
+    what = f"the event loop has not answered for {seconds:g} s while training needs it; something blocks it"
+    return "\n\n".join([f"{what}. The stacks of all threads:", *stacks])
 
 
 class LoopThread:

@@ -13,11 +13,13 @@ import copy
 import dataclasses
 import types
 from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, MutableMapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.utils._device import DeviceContext
 
 T = TypeVar("T")
 
@@ -36,41 +38,52 @@ class _Modes:
 
     grad: bool
     autocast: tuple[tuple[bool, torch.dtype], ...]
+    functions: tuple[TorchFunctionMode, ...]
+    """What `with torch.device(...)` and its like have put on a stack, outermost first."""
 
     @classmethod
     def current(cls) -> _Modes:
         autocast = tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _AUTOCAST_DEVICES)
-        return cls(torch.is_grad_enabled(), autocast)
+        return cls(torch.is_grad_enabled(), autocast, _function_modes())
 
     def set(self) -> None:
         torch.set_grad_enabled(self.grad)
         for kind, (enabled, dtype) in zip(_AUTOCAST_DEVICES, self.autocast, strict=True):
             torch.set_autocast_enabled(kind, enabled)
             torch.set_autocast_dtype(kind, dtype)
+        _set_function_modes(self.functions)
+
+
+def _function_modes() -> tuple[TorchFunctionMode, ...]:
+    return tuple(_get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+
+
+def _set_function_modes(modes: tuple[TorchFunctionMode, ...]) -> None:
+    for _ in _function_modes():
+        _pop_mode()  # type: ignore[no-untyped-call]
+    for mode in modes:
+        _push_mode(mode)  # type: ignore[no-untyped-call]
 
 
 class MainStream:
     """Device, stream and modes as they were when the run started."""
 
     def __init__(self) -> None:
-        self._modes = _Modes.current()
-        self._default_device = torch.get_default_device()
+        modes = _Modes.current()
+        devices = tuple(mode for mode in modes.functions if isinstance(mode, DeviceContext))
+        self._modes = dataclasses.replace(modes, functions=devices)  # other modes are meant for the caller's own code
         self._stream = torch.accelerator.current_stream() if torch.accelerator.is_available() else None
-        is_changed = self._default_device != torch.device("cpu")
-        self._places = [place for place in (self._default_device if is_changed else None, self._stream) if place is not None]
-        """What each step of a coroutine enters."""
 
     @contextmanager
     def on_this_thread(self) -> Iterator[None]:
         """Take everything over on another thread, for the duration of a run."""
-        with ExitStack() as stack:
-            stack.callback(_Modes.current().set)
-            self._modes.set()
-            if self._default_device != torch.get_default_device():
-                stack.enter_context(self._default_device)
-            if self._stream is not None:
-                stack.enter_context(self._stream)
-            yield
+        before = _Modes.current()
+        self._modes.set()
+        try:
+            with _on(self._stream):
+                yield
+        finally:
+            before.set()
 
     async def drive(self, function: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         """Run a coroutine function with each of its steps on the main stream."""
@@ -78,7 +91,7 @@ class MainStream:
 
     @types.coroutine
     def _stepwise(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-        own = self._modes
+        own, stream = self._modes, self._stream
         outside: torch.inference_mode | None = None
         resume: Callable[[], Any] = lambda: coroutine.send(None)  # noqa: E731  replaced at each step
         while True:
@@ -87,10 +100,10 @@ class MainStream:
                 outside.__exit__(None, None, None)
             own.set()
             try:
-                with ExitStack() as stack:
-                    for place in self._places:
-                        stack.enter_context(place)
+                with _on(stream):
                     waits_for = resume()
+                    if stream is not None:  # the handler may wait inside a block that works on another stream
+                        stream = torch.accelerator.current_stream()
             except StopIteration as finished:
                 return cast("T", finished.value)
             finally:
@@ -105,6 +118,26 @@ class MainStream:
                 resume = _thrower(coroutine, error)
             else:
                 resume = _sender(coroutine, sent)
+
+
+@contextmanager
+def _on(stream: torch.Stream | None) -> Iterator[None]:
+    """Work on a stream, and so on its device; then go back to those before.
+
+    A stream is a context manager, too, but keeps what to go back to in itself, so that two threads cannot enter the
+    same one at once: the training thread is on the main stream for the whole of a run.
+    """
+    if stream is None:
+        yield
+        return
+    here = torch.accelerator.current_stream()
+    there = torch.accelerator.current_stream(stream.device)
+    torch.accelerator.set_stream(stream)
+    try:
+        yield
+    finally:
+        torch.accelerator.set_stream(there)  # of that device, for when somebody turns to it
+        torch.accelerator.set_stream(here)
 
 
 def _sender(coroutine: Coroutine[Any, Any, Any], value: Any) -> Callable[[], Any]:

@@ -28,6 +28,8 @@ HookbusError
 └── CheckpointError            a checkpoint cannot be written or read (RuntimeError)
     ├── StateEncodingError         a value in the state has no exact encoding (TypeError)
     ├── CheckpointWriteError       the file system refused a write (OSError)
+    ├── CheckpointReadError        the file system refused a read (OSError)
+    ├── CheckpointsInUse           another live run writes checkpoints into the directory
     ├── CheckpointCorrupt          bytes on disk are not what was written (ValueError)
     └── UnsafeCheckpoint           a foreign file could run code or fill the memory (ValueError)
 
@@ -43,7 +45,9 @@ __all__ = (
     "BusStalled",
     "CheckpointCorrupt",
     "CheckpointError",
+    "CheckpointReadError",
     "CheckpointWriteError",
+    "CheckpointsInUse",
     "ConfigError",
     "DataLoaderError",
     "DataWorkerDied",
@@ -185,6 +189,14 @@ class StateEncodingError(CheckpointError, TypeError):
 
 class CheckpointWriteError(CheckpointError, OSError):
     """Raised when the file system refused a write; nothing that was committed is touched."""
+
+
+class CheckpointReadError(CheckpointError, OSError):
+    """Raised when the file system refused a read: whether the checkpoint is sound is not known."""
+
+
+class CheckpointsInUse(CheckpointError):
+    """Raised when a run would write checkpoints into a directory that another live run writes to."""
 
 
 class CheckpointCorrupt(CheckpointError, ValueError):

@@ -15,11 +15,13 @@ runner.train()
             optimizer step, gradients cleared
             AfterOptimizerStep            says whether the step was skipped
             AfterTrainIter
+            [ScalarsLanded]               recorded values have reached the host; at once on the CPU
             -- step boundary --           counters have moved; saves and stops happen here:
             [BeforeSaveCheckpoint]            may be skipped
             [CheckpointStaged]                it is copied and will be written while training goes on
             [CheckpointCommitted]             it is safely there; an asynchronous one some boundaries later
             [CheckpointFailed]                it could not be written; the error goes on
+            [ControlApplied]                  a stop, a save or another control that somebody called took effect
         AfterTrainEpoch
         -- step boundary --
         [validation, where due]
@@ -80,13 +82,19 @@ __all__ = (
     "CheckpointEvent",
     "CheckpointFailed",
     "CheckpointStaged",
+    "ControlApplied",
     "EpochEvent",
     "Event",
+    "Histogram",
+    "HistogramsTaken",
+    "ImagesDrawn",
     "IterEvent",
+    "LogRecorded",
     "MountPoint",
     "PhaseEvent",
     "RunEvent",
     "RunFailed",
+    "ScalarsLanded",
     "SaveEvent",
     "StepEvent",
     "mount_point_name",
@@ -376,6 +384,20 @@ class CheckpointFailed(SaveEvent):
     closing: ClassVar[bool] = True
 
 
+class ControlApplied(Event):
+    """A control of the runner, `set_lr` for instance, took effect; no mount point, so that no hook method is named after it."""
+
+    control: str
+    """Which one: `stop`, `pause`, `unpause`, `save`, `validate` or `set_lr`."""
+    arguments: dict[str, Any]
+    """What it was called with."""
+    epoch: int
+    iter: int
+    requested_by: str
+    """Who called it: what the caller said, else the function and its thread or task."""
+    live: ClassVar[tuple[str, ...]] = ("runner",)
+
+
 class AfterTrain(PhaseEvent):
     """Training is over, because it is complete or because a stop was asked for."""
 
@@ -429,6 +451,81 @@ class AfterTest(PhaseEvent):
     """A test is over."""
 
     mode: ClassVar[Mode | None] = "test"
+
+
+# --- what is recorded -------------------------------------------------------------------------------------------------
+
+
+class ScalarsLanded(Event):
+    """Recorded values have reached the host: on the CPU after each iteration, on a device once per transfer, with their steps.
+
+    For those who cannot wait for a device: no value is read for this event that was not there already.
+    """
+
+    iters: list[int]
+    """The iterations that values belong to, counted from 1, in ascending order."""
+    scalars: dict[str, list[float | None]]
+    """For each key its values at these iterations; None where there is none."""
+
+
+# --- what is logged ---------------------------------------------------------------------------------------------------
+
+
+class LogRecorded(Event):
+    """A line of the log was made: the values of one moment, and the same as text; numbers, text and plain containers only."""
+
+    mode: Mode
+    epoch: int
+    """The running epoch in training, completed epochs in validation and test."""
+    iter: int
+    """Completed iterations."""
+    values: dict[str, Any]
+    text: str
+    is_progress: bool = False
+    """Whether it only shows how far a validation or test has come, and is not to be kept."""
+    counted: ClassVar[tuple[str, int] | None] = ("iter", 0)
+
+
+class Histogram(msgspec.Struct, frozen=True, kw_only=True):
+    """How the finite values of one tensor are distributed."""
+
+    min: float
+    max: float
+    total: float
+    """The sum of the values."""
+    total_of_squares: float
+    limits: list[float]
+    """The upper limits of the buckets, in ascending order."""
+    counts: list[int]
+    """How many values lie in each bucket."""
+    not_finite: int = 0
+    """How many values are NaN or infinite, and therefore in no bucket."""
+
+
+class HistogramsTaken(Event):
+    """Weights and gradients were counted before an optimizer step; published with the next line of the log."""
+
+    epoch: int
+    iter: int
+    """The iteration whose gradients these are, counted from 1."""
+    histograms: dict[str, Histogram]
+    counted: ClassVar[tuple[str, int] | None] = ("iter", 0)
+
+
+class ImagesDrawn(Event):
+    """Images of a validation or a test lie in files; published once when it is over, and no mount point."""
+
+    mode: Mode
+    epoch: int
+    """Completed epochs."""
+    iter: int
+    """Completed iterations."""
+    paths: list[str]
+    """PNG files, in the order in which they were drawn."""
+    captions: list[str]
+    """What stands below each of them, maybe on several lines; empty where nothing does."""
+    live: ClassVar[tuple[str, ...]] = ("runner",)
+    counted: ClassVar[tuple[str, int] | None] = ("iter", 0)
 
 
 # --- the run ends -----------------------------------------------------------------------------------------------------

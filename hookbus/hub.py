@@ -66,6 +66,10 @@ class MessageHub:
         self._on_device = DeviceScalars()
         self._awaits_device = False
         self._groups_of_owner = 0
+        self._landed: list[Entry] | None = None
+        """Folded entries that `take_landed` has not given yet; None until somebody wants them."""
+        self._told = 0
+        """How many entries of the log it has given."""
         self._committed = Snapshot(0, {}, {}, self._log, 0)
 
     def __repr__(self) -> str:
@@ -302,9 +306,19 @@ class MessageHub:
         if self._on_device:
             self._awaits_device = self.dirty = True  # look again after the next publish
 
+    def take_landed(self) -> list[Entry]:
+        """Return what was written and is on the host since the last call, nothing at the first one; for the writer only."""
+        with self._lock:
+            landed, self._landed = self._landed, []
+            told, self._told = self._told, len(self._log)
+            return [] if landed is None else landed + self._log[told:]
+
     def _fold(self) -> tuple[dict[str, Any], dict[str, HistoryBuffer]]:
         """Fold the log into the writer's own state; return copies of it that readers may keep."""
         log, self._log = self._log, []  # readers of older versions keep the old one
+        if self._landed is not None:
+            self._landed += log[self._told :]
+            self._told = 0
         apply_info(self._info, log)
         apply_scalars(self._buffers, log)
         return dict(self._info), {key: buffer.view() for key, buffer in self._buffers.items()}

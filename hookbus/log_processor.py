@@ -20,6 +20,7 @@ from typing import Any
 
 from hookbus._config import refuse, shown
 from hookbus._custom_statistics import read_statistics, recorded_since
+from hookbus._plain import plain
 from hookbus.history import HistoryBuffer
 from hookbus.types import Mode
 from hookbus.writers.base import Record
@@ -77,7 +78,8 @@ class LogProcessor:
         first = {key: value for key, value in values.items() if _is_rate(key)} | {"eta": eta}
         first |= {key: values[key] for key in _TIMES if key in values} | {"memory": _peak_memory(runner.device)}
         values = {key: value for key, value in first.items() if value is not None} | values
-        return self._record(runner, batch_idx, mode, values, completed=int(mode == "train"))
+        is_line = mode == "train"
+        return self._record(runner, batch_idx, mode, values, completed=int(is_line), is_progress=not is_line)
 
     def after_epoch(self, runner: Any, metrics: Mapping[str, Any], num_batches: int, mode: Mode) -> Record:
         """Return the record of a finished validation or test.
@@ -109,13 +111,15 @@ class LogProcessor:
             if (buffer := scalars.get(statistic.source)) is not None
         }
 
-    def _record(self, runner: Any, batch_idx: int, mode: Mode, values: dict[str, Any], *, completed: int) -> Record:
+    def _record(
+        self, runner: Any, batch_idx: int, mode: Mode, values: dict[str, Any], *, completed: int, is_progress: bool = False
+    ) -> Record:
         epoch, iteration = runner.epoch + completed, runner.iter + completed
         place = self._place(runner, epoch, iteration, batch_idx, mode)
         text = "  ".join([place, *(f"{key}: {self._word(key, value)}" for key, value in values.items())])
-        if self.log_with_hierarchy:
-            values = {f"{mode}/{key}": value for key, value in values.items()}
-        return Record(mode=mode, epoch=epoch, iter=iteration, values=values, text=text)
+        prefix = f"{mode}/" if self.log_with_hierarchy else ""
+        values = {f"{prefix}{key}": plain(value) for key, value in values.items()}
+        return Record(mode=mode, epoch=epoch, iter=iteration, values=values, text=text, is_progress=is_progress)
 
     def _place(self, runner: Any, epoch: int, iteration: int, batch_idx: int, mode: Mode) -> str:
         loop = getattr(runner, f"{mode}_loop")

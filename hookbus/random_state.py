@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ("restore_rng_state", "rng_state", "seed_all")
+__all__ = ("restore_rng_state", "rng_kept", "rng_state", "seed_all")
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -38,3 +39,13 @@ def restore_rng_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     for device, device_state in enumerate(state.get("cuda", ())[: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(device_state, device)
+
+
+@contextmanager
+def rng_kept() -> Iterator[None]:
+    """Have all global random generators go on afterwards as if nothing had been drawn meanwhile."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        restore_rng_state(state)

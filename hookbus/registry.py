@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = (
     "AVERAGERS",
     "HOOKS",
+    "HOOK_ADAPTERS",
     "LOOPS",
     "METRICS",
     "OPTIMIZERS",
@@ -218,9 +219,18 @@ HOOKS = Registry(
         "ParamSchedulerHook": "hookbus.hooks.param_scheduler:ParamSchedulerHook",
         "CheckpointHook": "hookbus.hooks.checkpoint:CheckpointHook",
         "InvalidLossHook": "hookbus.hooks.invalid_loss:InvalidLossHook",
+        "EarlyStoppingHook": "hookbus.hooks.early_stopping:EarlyStoppingHook",
+        "EMAHook": "hookbus.hooks.ema:EMAHook",
+        "EmptyCacheHook": "hookbus.hooks.empty_cache:EmptyCacheHook",
+        "ProfilerHook": "hookbus.hooks.profiler:ProfilerHook",
+        "SyncBuffersHook": "hookbus.hooks.sync_buffers:SyncBuffersHook",
+        "NaiveVisualizationHook": "hookbus.hooks.naive_visualization:NaiveVisualizationHook",
     },
 )
 """What may stand in `default_hooks` and `custom_hooks`."""
+
+HOOK_ADAPTERS = Registry("hook adapter", {"mmengine.hooks.hook:Hook": "hookbus.integrations.mmengine:MMEngineHook"})
+"""What is called in the place of hooks that were written for another library, by the module and name of their base class."""
 
 LOOPS = Registry(
     "loop",
@@ -239,6 +249,9 @@ WRITERS = Registry(
         "terminal": "hookbus.writers.terminal:TerminalWriter",
         "jsonl": "hookbus.writers.jsonl:JsonlWriter",
         "tensorboard": "hookbus.writers.tensorboard:TensorboardWriter",
+        "csv": "hookbus.writers.csv:CSVWriter",
+        "wandb": "hookbus.writers.wandb:WandbWriter",
+        "mlflow": "hookbus.writers.mlflow:MLflowWriter",
     },
 )
 """Where `LoggerHook` can write its records to."""
@@ -274,5 +287,8 @@ METRICS = Registry(
 )
 """The metrics of torchmetrics for classification, for regression, and for averages of what a model returns."""
 
-AVERAGERS = Registry("averager")
+AVERAGERS = Registry(
+    "averager",
+    _table("hookbus.averaging.averagers", "ExponentialMovingAverage StochasticWeightAverage MomentumAnnealingEMA"),
+)
 """Ways to average the weights of a model."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 __all__ = ("TookEffect", "TrainingThread")
 
+import itertools
 import threading
 from _thread import get_ident
 from collections import deque
@@ -20,7 +21,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from hookbus._current import current_hub, current_writing
 from hookbus.bridge import Bridge, CrossingCancelled, LoopThread
-from hookbus.bus.host import as_handler
+from hookbus.bus.host import Posts, as_handler
+from hookbus.bus.outbox import Outbox
+from hookbus.bus.pump import Pump
 from hookbus.device import MainStream
 from hookbus.errors import RunEnded, WouldDeadlock
 from hookbus.hub import MessageHub
@@ -31,7 +34,25 @@ from hookbus.types import Backend
 T = TypeVar("T")
 
 
-_Request = tuple[Callable[[], Any], Acknowledgement[Any]]
+LOOK_AGAIN = 0.1
+"""Seconds after which a paused run looks up: a signal that arrives just as a wait begins does not end that wait."""
+
+LATER_ONES = 16
+"""How many requests that are made while others are carried out have their turn at the same place; the next ones wait for the
+next step boundary, so that handlers which answer each control with another one hold nobody up."""
+
+
+class _Request(NamedTuple):
+    """Something to be done at a step boundary, or earlier."""
+
+    number: int
+    """Which one it is in the order of asking."""
+    action: Callable[[], Any]
+    answer: Acknowledgement[Any]
+    then: Callable[[Any], object] | None
+    """Takes what was answered; for what is to be said once it has taken effect."""
+    refusals: tuple[type[Exception], ...]
+    """Errors of the action that are for the one who asked, and do not end the run."""
 
 
 def _wake_up() -> None:
@@ -60,14 +81,15 @@ class TrainingThread:
     def __init__(self, hub: MessageHub, progress: Progress, main_stream: MainStream, backend: Backend | None) -> None:
         self.thread_id = get_ident()
         self.mailbox = Mailbox()
-        self.bridge = Bridge(self.mailbox)
+        self.pump = Pump()
+        self.bridge = Bridge(self.mailbox, services=(self.pump.run,))
         self.stop_requested = False
         """Whether a stop has taken effect; the loops leave at once."""
         self.is_paused = False
         self._is_inside = False
         """Whether it is at a control point, and not at a step boundary."""
         self._pauses_inside = False
-        """Whether it waits in a pause where nothing can be saved."""
+        """Whether it waits in a pause between two boundaries, where nothing can be saved."""
         self._hub = hub
         self._progress = progress
         self._main_stream = main_stream
@@ -76,8 +98,10 @@ class TrainingThread:
         self._cancelled = False
         self._at_boundary: deque[_Request] = deque()
         self._controls: deque[_Request] = deque()
+        self._numbers = itertools.count()
         self._closed = False
         self._lock = threading.RLock()  # reentrant, because a signal handler may ask for something, too
+        self._posts = Posts(self.mailbox, hub)
 
     # --- on the training thread ---------------------------------------------------------------------------------------
 
@@ -112,7 +136,8 @@ class TrainingThread:
         self._is_inside = True
         try:
             self._carry_out(self._controls)
-            self._pause_if_asked(self._controls)
+            if self._pauses_inside or self._cancelled:  # one at a boundary holds no validation that is asked for in it
+                self._pause_if_asked(self._controls)
         finally:
             self._is_inside = self._pauses_inside = False
 
@@ -136,31 +161,70 @@ class TrainingThread:
     def _pause_if_asked(self, *queues: deque[_Request]) -> None:
         """Wait while the run is paused; what the queues get meanwhile takes effect at once."""
         while self.is_paused and not self.stop_requested and not self._cancelled:
-            self.mailbox.wait(lambda: self._cancelled or any(queues))
+            self.mailbox.wait(lambda: self._cancelled or any(queues), LOOK_AGAIN)
+            self.safe_point()  # nothing was served where something had been asked for already
             self._carry_out(*queues)
         if self._cancelled:
             raise CrossingCancelled
 
     def _carry_out(self, *queues: deque[_Request]) -> None:
-        for queue in queues:
-            while queue:
-                action, answer = queue.popleft()
-                answer.carry_out_or_raise(action)
+        """Do what was asked for, in the order of asking."""
+        for _ in range(sum(map(len, queues)) + LATER_ONES):
+            waiting = [queue for queue in queues if queue]
+            if not waiting:
+                return
+            self._carry_out_one(min(waiting, key=lambda queue: queue[0].number).popleft())
+
+    def _carry_out_one(self, request: _Request) -> None:
+        try:
+            request.answer.carry_out_or_raise(request.action)
+        except request.refusals:
+            return  # whoever asked hears of it
+        if request.then is not None:
+            request.then(request.answer.result(0))
 
     def cross(self, function: Callable[..., Awaitable[T]], *arguments: Any, closing: bool = False) -> T:
         """Run a coroutine function on the home loop, each of its steps on the main stream, and wait for it."""
+        self._start_loop()
+        value: T = self.bridge.call(as_handler, self._hub, self._main_stream.drive, function, *arguments, closing=closing)
+        return value
+
+    def _start_loop(self) -> None:
+        """Start a loop of its own, where the run lives on nobody else's and something needs one."""
         if self._backend is not None and self._loop_thread is None:
             self._loop_thread = LoopThread(self.bridge, self._backend)
             self._loop_thread.start()
-        value: T = self.bridge.call(as_handler, self._hub, self._main_stream.drive, function, *arguments, closing=closing)
-        return value
+
+    def bridge_to(self, outbox: Outbox, hub: MessageHub, stall_timeout: float) -> None:
+        """Begin to serve the outbox of the bus, and to bring errors of background handlers to the next step boundary."""
+        self.bridge.stall_timeout = stall_timeout
+        self.pump.attach(outbox, hub)
+
+        def wake() -> None:
+            self._start_loop()
+            self.bridge.call_soon(self.pump.call)
+
+        def end_run() -> None:
+            self.request(outbox.raise_errors, "ending the run", outlasts_pauses=True).forgive()
+
+        outbox.open(wake, end_run)
+
+    def wait(self, done: Callable[[], bool], timeout: float) -> bool:
+        """Wait, serving the mailbox, but not beyond a cancellation; return whether it is done."""
+        self.mailbox.wait(lambda: self._cancelled or done(), timeout)
+        return done()
+
+    def nudge(self) -> None:
+        """Have this thread look again whether what it waits for is there; any thread may call this."""
+        self.mailbox.put(_wake_up)
 
     def _close(self) -> None:
         """Carry out what was asked in time; refuse what was meant for a boundary that will not come."""
         with self._lock:
             self._closed = True
         self.mailbox.serve()
-        for _, answer in (*self._at_boundary, *self._controls):
+        for request in (*self._at_boundary, *self._controls):
+            answer = request.answer
             answer.set_error(RunEnded(f"{answer.what} could not take effect: the run ended before the next step boundary"))
             answer.forgive()
         self._at_boundary.clear()
@@ -174,42 +238,65 @@ class TrainingThread:
         self.mailbox.put(_wake_up)
 
     def post(self, emit: Callable[[], T], publish: Callable[[], Awaitable[T]], what: str) -> Acknowledgement[T]:
-        """Have an event emitted at the next safe point."""
-        return self.submit(emit, what)
+        """Have an event emitted at the next safe point, after what was posted before."""
+        return self._submit(emit, what, self._posts.put)
 
     def submit(self, function: Callable[[], T], what: str) -> Acknowledgement[T]:
         """Have a function called on the training thread, and so on the main stream, at the next safe point."""
+        return self._submit(function, what, self.mailbox.put)
+
+    def _submit(self, function: Callable[[], T], what: str, put: Callable[[Callable[[], object]], object]) -> Acknowledgement[T]:
         answer: Acknowledgement[T] = Acknowledgement(what, check_wait=self._refuse_own_thread)
         with self._lock:
             if self._closed:
                 answer.set_error(RunEnded(f"{what} cannot take effect: the run is over"))
             else:
-                self.mailbox.put(lambda: answer.carry_out(function))
+                put(lambda: answer.carry_out(function))
         return answer
 
     def request(
-        self, action: Callable[[], T | Acknowledgement[T]], what: str, *, outlasts_pauses: bool = False
+        self,
+        action: Callable[[], T | Acknowledgement[T]],
+        what: str,
+        *,
+        outlasts_pauses: bool = False,
+        then: Callable[[T], object] | None = None,
+        refusals: tuple[type[Exception], ...] = (),
     ) -> Acknowledgement[T]:
         """Have an action taken at the next step boundary; where it gives an acknowledgement, its answer is the answer.
 
         In a pause between two boundaries it is refused, unless `outlasts_pauses`: then nobody should wait for it.
+
+        Args:
+            action: what to do.
+            what: names it.
+            outlasts_pauses: whether it may wait for a boundary that a pause keeps away.
+            then: called with the answer once it is given, there and on that thread.
+            refusals: errors of the action that go to the one who asked; any other one ends the run.
         """
-        return self._enqueue(self._at_boundary, action, what, outlasts_pauses=outlasts_pauses)
+        return self._enqueue(self._at_boundary, action, what, outlasts_pauses=outlasts_pauses, then=then, refusals=refusals)
 
-    def stop(self) -> Acknowledgement[TookEffect]:
-        """Stop the loop at the next step boundary, or earlier where nothing is lost by it."""
-        return self._enqueue(self._controls, self._stop_now, "stop()")
+    def stop(self, then: Callable[[TookEffect], object] | None = None) -> Acknowledgement[TookEffect]:
+        """Stop the loop at the next step boundary, or earlier where nothing is lost by it; `then` is told when."""
+        return self._enqueue(self._controls, self._stop_now, "stop()", then=then)
 
-    def pause(self) -> Acknowledgement[TookEffect]:
+    def pause(self, then: Callable[[TookEffect], object] | None = None) -> Acknowledgement[TookEffect]:
         """Hold the loop at the next step boundary, or earlier where nothing is lost by it, until `unpause` or `stop`."""
-        return self._enqueue(self._controls, lambda: self._set_paused(True), "pause()")
+        return self._enqueue(self._controls, lambda: self._set_paused(True), "pause()", then=then)
 
-    def unpause(self) -> Acknowledgement[TookEffect]:
+    def unpause(self, then: Callable[[TookEffect], object] | None = None) -> Acknowledgement[TookEffect]:
         """Let the loop go on."""
-        return self._enqueue(self._controls, lambda: self._set_paused(False), "unpause()")
+        return self._enqueue(self._controls, lambda: self._set_paused(False), "unpause()", then=then)
 
     def _enqueue(
-        self, queue: deque[_Request], action: Callable[[], T | Acknowledgement[T]], what: str, *, outlasts_pauses: bool = False
+        self,
+        queue: deque[_Request],
+        action: Callable[[], T | Acknowledgement[T]],
+        what: str,
+        *,
+        outlasts_pauses: bool = False,
+        then: Callable[[T], object] | None = None,
+        refusals: tuple[type[Exception], ...] = (),
     ) -> Acknowledgement[T]:
         answer: Acknowledgement[T] = Acknowledgement(what, check_wait=self._refuse_handlers)
         with self._lock:
@@ -220,7 +307,7 @@ class TrainingThread:
                 msg = f"{what} cannot take effect: the run is paused between two step boundaries; unpause it first"
                 answer.set_error(WouldDeadlock(msg))
             else:
-                queue.append((action, answer))
+                queue.append(_Request(next(self._numbers), action, answer, then, refusals))
                 self.mailbox.put(_wake_up)  # it may wait in a pause
         return answer
 

@@ -1,7 +1,9 @@
-"""What every test gets: both event-loop backends, and a check that it leaves no thread behind."""
+"""What every test gets: the event loops it runs on, and a check that it leaves no thread behind."""
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -12,15 +14,32 @@ THREAD_GRACE = 5.0
 """Seconds a thread may take to end after its test, on a machine that is busy with something else."""
 
 
+LOOPS = [
+    pytest.param(("asyncio", {"debug": True}), id="asyncio"),
+    pytest.param(("trio", {}), id="trio"),
+]
+"""The event loops on which each asynchronous test runs."""
+
+if sys.platform != "win32":
+    LOOPS.append(pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"))
+
+if sys.version_info >= (3, 12):
+
+    def eager_loop() -> asyncio.AbstractEventLoop:
+        """Return a loop on which a new task runs at once up to its first wait."""
+        loop = asyncio.new_event_loop()
+        loop.set_task_factory(asyncio.eager_task_factory)
+        return loop
+
+    LOOPS.append(pytest.param(("asyncio", {"debug": True, "loop_factory": eager_loop}), id="eager"))
+
+
 @pytest.fixture(
     scope="module",  # as wide as the widest async fixture, which needs a backend of at least its own scope
-    params=[
-        pytest.param(("asyncio", {"debug": True}), id="asyncio"),
-        pytest.param(("trio", {}), id="trio"),
-    ],
+    params=LOOPS,
 )
 def anyio_backend(request: pytest.FixtureRequest) -> object:
-    """Run an async test on asyncio in debug mode, then on trio."""
+    """Run an async test on asyncio in debug mode, on trio, on uvloop, and with eager tasks where Python has them."""
     return request.param
 
 

@@ -16,11 +16,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hookbus._scalars
-from hookbus._scalars import SEND_AFTER_SECONDS, SEND_AFTER_UPDATES, DeviceScalars, on_device
+from hookbus._scalars import SEND_AFTER_SECONDS, SEND_AFTER_UPDATES, SMALLEST_BUFFER, DeviceScalars, on_device
 from hookbus.bus import EventBus
 from hookbus.errors import ConfigError
 from hookbus.hub import MessageHub
 from tests.bus.ticks import Tick
+from tests.streams import FakeAccelerator, FakeStream
 
 
 class Clock:
@@ -50,9 +51,11 @@ class FakeEvent:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.waited = False
+        self.recorded_on: list[Any] = []
 
-    def record(self) -> None:
-        """Nothing to do."""
+    def record(self, stream: Any = None) -> None:
+        """Remember on which stream."""
+        self.recorded_on.append(stream)
 
     def query(self) -> bool:
         """Return whether the device has got so far."""
@@ -94,6 +97,11 @@ def live(hub: MessageHub) -> Iterator[MessageHub]:
         yield hub
     finally:
         hub.end_run()
+
+
+def slots_in_flight(scalars: DeviceScalars) -> list[Any]:
+    """Return the buffers of the transfers that have not been read, with their events."""
+    return [transfer._slot for batch in scalars._in_flight for _, transfer in batch.transfers]
 
 
 def land_all(scalars: DeviceScalars) -> list[tuple[str, float, int, int]]:
@@ -206,7 +214,7 @@ def test_what_has_not_arrived_is_left_in_order(slow_device: type[FakeEvent]) -> 
         scalars.send()
         assert scalars.land() == []
     assert scalars
-    assert not any(transfer._arrival.waited for batch in scalars._in_flight for _, transfer in batch.transfers)
+    assert not any(slot.arrival.waited for slot in slots_in_flight(scalars))
     slow_device.everything_arrived = True
     assert [value for _, value, *_ in scalars.land()] == [0, 1, 2]
     assert not scalars
@@ -262,6 +270,118 @@ def test_a_transfer_that_fails_fails_once() -> None:
     assert not scalars
     scalars.add("loss", torch.tensor(2.0), 1, 1)
     assert land_all(scalars) == [("loss", 2.0, 1, 1)]
+
+
+# --- the ring of buffers ----------------------------------------------------------------------------------------------
+
+
+def send_values(scalars: DeviceScalars, *values: float) -> Any:
+    """Record and send values; return the buffer they are on their way to."""
+    for value in values:
+        scalars.add("loss", torch.tensor(value), 1, 0)
+    scalars.send()
+    return slots_in_flight(scalars)[-1]
+
+
+def test_a_buffer_is_used_again_once_its_values_have_been_read() -> None:
+    """However many batches a run sends, of whatever sizes: it allocates one buffer, and makes one event."""
+    scalars = DeviceScalars()
+    slots = set()
+    for number in range(50):
+        values = [float(number)] * (1 + number % SMALLEST_BUFFER)
+        slots.add(send_values(scalars, *values))
+        assert [value for _, value, *_ in scalars.land()] == values
+    assert len(slots) == 1
+
+
+def test_the_ring_grows_while_all_its_buffers_are_under_way_and_no_further(slow_device: type[FakeEvent]) -> None:
+    """A buffer that the device may still write to is never given out again; afterwards the same ones go round."""
+    scalars = DeviceScalars()
+    under_way = [send_values(scalars, float(number)) for number in range(5)]
+    assert len(set(map(id, under_way))) == 5
+    slow_device.everything_arrived = True
+    assert [value for _, value, *_ in scalars.land()] == [0, 1, 2, 3, 4]
+    slow_device.everything_arrived = False
+    again = [send_values(scalars, float(number)) for number in range(5)]
+    assert again == under_way
+    assert [value for _, value, *_ in scalars.land(wait=True)] == [0, 1, 2, 3, 4]
+
+
+def test_a_batch_that_no_buffer_holds_gets_a_larger_one_instead() -> None:
+    """The smaller one goes; sizes are powers of two, so that batches which grow a little do not each need a new one."""
+    scalars = DeviceScalars()
+    many = [float(number) for number in range(3 * SMALLEST_BUFFER)]
+    small = send_values(scalars, 1.0)
+    scalars.land()
+    large = send_values(scalars, *many)
+    assert [value for _, value, *_ in scalars.land()] == many
+    assert (len(small.buffer), len(large.buffer)) == (SMALLEST_BUFFER, 4 * SMALLEST_BUFFER)
+    assert send_values(scalars, *many, 1.0) is large
+
+
+def test_values_read_while_a_buffer_goes_round_are_those_of_their_batch(slow_device: type[FakeEvent]) -> None:
+    """What was read stays as it was when the buffer is written to once more."""
+    scalars = DeviceScalars()
+    read = []
+    for number in range(10):
+        send_values(scalars, float(number))
+        if number % 3 == 2:
+            read += scalars.land(wait=True)
+    read += scalars.land(wait=True)
+    assert [value for _, value, *_ in read] == [float(number) for number in range(10)]
+
+
+def test_a_send_is_one_transfer_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many values it brings over."""
+    copies: list[int] = []
+    copy = torch.Tensor.copy_
+
+    def counted(self: torch.Tensor, source: torch.Tensor, *options: Any, **more: Any) -> torch.Tensor:
+        copies.append(source.numel())
+        return copy(self, source, *options, **more)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", counted)
+    scalars = DeviceScalars()
+    send_values(scalars, *map(float, range(30)))
+    assert copies == [30]
+
+
+def test_a_buffer_made_in_inference_mode_serves_outside_it() -> None:
+    """A validation may be the first to record something."""
+    scalars = DeviceScalars()
+    with torch.inference_mode():
+        first = send_values(scalars, 1.0)
+    assert scalars.land()[0][1] == 1.0
+    assert send_values(scalars, 2.0) is first
+    assert scalars.land()[0][1] == 2.0
+
+
+def test_copies_made_on_other_streams_come_before_the_transfer(
+    monkeypatch: pytest.MonkeyPatch, slow_device: type[FakeEvent]
+) -> None:
+    """A thread with a stream of its own recorded them; the event belongs to the stream of the transfer."""
+    waited: list[tuple[str, str]] = []
+
+    class Stream(FakeStream):
+        def wait_stream(self, other: FakeStream) -> None:
+            waited.append((self.name, other.name))
+
+    accelerator = FakeAccelerator().install(monkeypatch)
+    monkeypatch.setattr(hookbus._scalars, "_current_stream", accelerator.current_stream)
+    main, other = Stream("main"), Stream("other")
+    scalars = DeviceScalars()
+    for stream in (main, other, main, other):
+        accelerator.set_stream(stream)
+        scalars.add("loss", torch.tensor(1.0), 1, 0)
+    accelerator.set_stream(main)
+    scalars.send()
+    assert waited == [("main", "other")]
+    (slot,) = slots_in_flight(scalars)
+    assert set(slot.arrival.recorded_on) == {main}
+    assert len(scalars.land(wait=True)) == 4
+
+
+# --- many threads -----------------------------------------------------------------------------------------------------
 
 
 def test_many_threads_may_record_while_one_sends() -> None:

@@ -7,12 +7,16 @@ __all__ = ("CallPlan", "bind_arguments", "is_async", "offered_names")
 import functools
 import inspect
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hookbus.errors import HandlerSignatureError, SubscriptionError, choices
 from hookbus.events import Event
 from hookbus.types import Handler
+
+if TYPE_CHECKING:
+    from hookbus.hub import MessageHub
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,11 @@ class CallPlan:
 
     arguments: str
     live_names: tuple[str, ...]
+
+    def compiled(self, handler: Handler) -> Callable[[Event, MessageHub], Any]:
+        """Return `handler` as a function of event and hub, for those who call it later and without live objects."""
+        function: Callable[[Event, MessageHub], Any] = eval(f"lambda event, hub: handler({self.arguments})", {"handler": handler})
+        return function
 
 
 def is_async(handler: Handler) -> bool:
@@ -45,8 +54,8 @@ def offered_names(event_type: type[Event]) -> dict[str, str]:
     return offered | {field: f"event.{field}" for field in event_type.__struct_fields__}
 
 
-def bind_arguments(handler: Handler, event_type: type[Event], name: str) -> CallPlan:
-    """Work out how to call `handler` for events of `event_type`.
+def bind_arguments(handler: Handler, event_type: type[Event], name: str, *, with_live: bool = True) -> CallPlan:
+    """Work out how to call `handler` for events of `event_type`; without `with_live`, later and elsewhere.
 
     Raises:
         HandlerSignatureError: a required parameter has a name that the event does not offer.
@@ -56,6 +65,8 @@ def bind_arguments(handler: Handler, event_type: type[Event], name: str) -> Call
         msg = f"{name} is a generator function; a handler is a function or a coroutine function"
         raise SubscriptionError(msg)
     offered = offered_names(event_type)
+    late = () if with_live else event_type.live
+    offered = {name: source for name, source in offered.items() if name not in late}
     annotations = _annotations(handler)
     given = handler.keywords if isinstance(handler, functools.partial) else {}
     arguments: list[str] = []
@@ -67,6 +78,8 @@ def bind_arguments(handler: Handler, event_type: type[Event], name: str) -> Call
         if parameter.name in given or (by_keyword and parameter.kind is parameter.POSITIONAL_ONLY):
             source = None  # given already, or cannot be given any more
         if source is None and parameter.default is parameter.empty:
+            if parameter.name in late:
+                raise HandlerSignatureError(_too_late(name, parameter.name, event_type, offered))
             raise HandlerSignatureError(_refusal(name, parameter.name, event_type, offered))
         if source is None or parameter.kind is parameter.KEYWORD_ONLY:
             by_keyword = True  # from the first one left out, the others go by keyword
@@ -113,6 +126,14 @@ def _source(parameter: inspect.Parameter, annotation: Any, event_type: type[Even
             return "event"
         return None
     return offered.get(parameter.name)
+
+
+def _too_late(name: str, parameter: str, event_type: type[Event], offered: dict[str, str]) -> str:
+    """Say why a background handler cannot have a live object."""
+    return (
+        f"{name} asks for {parameter!r}, a live object of {event_type.__name__}, but a background handler runs when training has "
+        f"gone on; it may ask for {', '.join(offered)}, and for recorded values subscribe to ScalarsLanded"
+    )
 
 
 def _refusal(name: str, parameter: str, event_type: type[Event], offered: dict[str, str]) -> str:

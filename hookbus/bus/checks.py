@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, get_args
 
 from hookbus.bus.arguments import bind_arguments, is_async
+from hookbus.bus.background import Background, background_options
+from hookbus.bus.backlog import Backlog
 from hookbus.bus.subscription import ErrorPolicy, Lane, Subscription
 from hookbus.errors import EventDefinitionError, SubscriptionError, choices
 from hookbus.events import MOUNT_POINTS, Event
@@ -55,10 +57,11 @@ def make_subscription(
     every: int = 1,
     once: bool = False,
     when: Callable[[E], object] | None = None,
-    background: bool = False,
+    background: bool | Background | None = False,
     timeout: float | None = None,
     on_error: ErrorPolicy | None = None,
     name: str | None = None,
+    is_pulled: bool = False,
 ) -> Subscription[E]:
     """Return a subscription with everything decided: lane, arguments, place in the order.
 
@@ -70,9 +73,10 @@ def make_subscription(
     check_event_type(event_type)
     _check_callable(handler, event_type)
     handler_name = name or _name_of(handler)
-    call = bind_arguments(handler, event_type, handler_name)
-    lane = Lane.AWAITED if is_async(handler) else Lane.INLINE
-    _check_options(handler_name, lane, every=every, when=when, background=background, timeout=timeout)
+    options = background_options(background, handler_name)
+    call = bind_arguments(handler, event_type, handler_name, with_live=options is None)
+    lane = Lane.BACKGROUND if options is not None else Lane.AWAITED if is_async(handler) else Lane.INLINE
+    _check_options(handler_name, may_time_out=is_async(handler), every=every, when=when, timeout=timeout)
     return Subscription(
         event_type,
         handler,
@@ -85,8 +89,10 @@ def make_subscription(
         once=once,
         when=when,
         timeout=timeout,
-        on_error=_check_policy(handler_name, on_error),
+        on_error=_check_policy(handler_name, on_error, default="raise" if options is None else "log"),
         on_cancel=on_cancel,
+        backlog=None if options is None else Backlog(options),
+        is_pulled=is_pulled,
     )
 
 
@@ -97,27 +103,24 @@ def _check_callable(handler: object, event_type: type[Event]) -> None:
         raise SubscriptionError(msg)
 
 
-def _check_options(name: str, lane: Lane, *, every: Any, when: Any, background: Any, timeout: Any) -> None:
+def _check_options(name: str, *, may_time_out: bool, every: Any, when: Any, timeout: Any) -> None:
     """Refuse options that do not fit, naming the handler."""
-    if background:
-        msg = f"{name}: background=True is not available yet; an awaited or inline handler is"
-        raise NotImplementedError(msg)
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         msg = f"{name}: every must be a whole number of at least 1, got {every!r}"
         raise SubscriptionError(msg)
     if when is not None and (not callable(when) or is_async(when)):
         msg = f"{name}: when must be a function of the event, got {when!r}"
         raise SubscriptionError(msg)
-    if timeout is not None and lane is Lane.INLINE:
-        msg = f"{name}: timeout={timeout!r} limits coroutine functions only; a function on the training thread runs to its end"
+    if timeout is not None and not may_time_out:
+        msg = f"{name}: timeout={timeout!r} limits coroutine functions only; a function runs to its end"
         raise SubscriptionError(msg)
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
         msg = f"{name}: timeout must be a positive number of seconds, got {timeout!r}"
         raise SubscriptionError(msg)
 
 
-def _check_policy(name: str, on_error: str | None) -> ErrorPolicy:
-    """Return the error policy; `raise` where none is given."""
+def _check_policy(name: str, on_error: str | None, default: ErrorPolicy) -> ErrorPolicy:
+    """Return the error policy."""
     valid: tuple[ErrorPolicy, ...] = get_args(ErrorPolicy)
     for policy in valid:
         if on_error == policy:
@@ -125,7 +128,7 @@ def _check_policy(name: str, on_error: str | None) -> ErrorPolicy:
     if on_error is not None:
         msg = f"{name}: unknown on_error {on_error!r}; {choices(str(on_error), valid)}"
         raise SubscriptionError(msg)
-    return "raise"
+    return default
 
 
 def _name_of(handler: Any) -> str:

@@ -37,8 +37,11 @@ class CostWatch:
         own = 0.0
         for member in members:
             own += member.took
+            if member.took:
+                member.note_time(member.took)
             self._waited[member] = self._waited.get(member, 0.0) + member.took
             member.took = 0.0
+        members[0].timed_seconds += max(0.0, seconds - own)
         self._waited[members[0]] += max(0.0, seconds - own)
         self._crossings += 1
         if self._crossings >= LOOK_AFTER_CROSSINGS:
@@ -55,7 +58,8 @@ class CostWatch:
 
     def _warn(self, subscription: Subscription[Any], share: float) -> None:
         self.logger.warning(
-            "%s on %s takes %.0f %% of the step, and training waits for it (cost_warning=%g); call it less often with every=",
+            "%s on %s takes %.0f %% of the step, and training waits for it (cost_warning=%g); call it less often with every=, "
+            "or let it observe with background=True",
             subscription.name,
             subscription.event_type.__name__,
             100 * share,

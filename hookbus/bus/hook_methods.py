@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-__all__ = ("HookMethod", "every", "hook_methods", "on")
+__all__ = ("SHARED_METHODS", "HookMethod", "background", "every", "hook_methods", "on", "placeholder")
 
 import difflib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+from hookbus.bus.background import Background
 from hookbus.bus.checks import check_event_type, check_option_names
 from hookbus.errors import SubscriptionError, UnknownMountPoint, choices
 from hookbus.events import MOUNT_POINTS, Event
+from hookbus.registry import HOOK_ADAPTERS
 from hookbus.types import Handler, HookLike
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _MARKS = "__hookbus_subscriptions__"
 _EVERY = "__hookbus_every__"
+_BACKGROUND = "__hookbus_background__"
+_PLACEHOLDER = "__hookbus_placeholder__"
 _ALIKE = 0.8
 """From this likeness on, a method name is taken for a misspelt mount point."""
-_SHARED = {
+SHARED_METHODS = {
     "_before_epoch": ("before_train_epoch", "before_val_epoch", "before_test_epoch"),
     "_after_epoch": ("after_train_epoch", "after_val_epoch", "after_test_epoch"),
     "_before_iter": ("before_train_iter", "before_val_iter", "before_test_iter"),
@@ -61,6 +65,37 @@ def every(n: int) -> Callable[[F], F]:
     return mark
 
 
+def background(*given: Any, **options: Any) -> Any:
+    """Let a hook's method observe in the background: `@background`, or `@background(maxsize=..., overflow=...)`.
+
+    Raises:
+        SubscriptionError: an option is unknown or does not fit.
+    """
+    if len(given) == 1 and callable(given[0]) and not options:
+        setattr(given[0], _BACKGROUND, Background())
+        return given[0]
+    if given:
+        msg = f"background takes options by name, got {given!r}; {choices('', Background.__dataclass_fields__)}"
+        raise SubscriptionError(msg)
+    for option in options:
+        if option not in Background.__dataclass_fields__:
+            msg = f"background has no option {option!r}; {choices(option, Background.__dataclass_fields__)}"
+            raise SubscriptionError(msg)
+    chosen = Background(**options)
+
+    def mark(method: F) -> F:
+        setattr(method, _BACKGROUND, chosen)
+        return method
+
+    return mark
+
+
+def placeholder(method: F) -> F:
+    """Mark a method of a base class that is there for `super()` alone: a hook that does not override it is not called there."""
+    setattr(method, _PLACEHOLDER, True)
+    return method
+
+
 def hook_methods(hook: HookLike) -> list[HookMethod]:
     """Return the subscriptions that a hook asks for, in the order of the loop map.
 
@@ -81,21 +116,31 @@ def hook_methods(hook: HookLike) -> list[HookMethod]:
 def _mount_points(hook: HookLike) -> Iterator[HookMethod]:
     _refuse_near_misses(hook)
     owner = type(hook).__name__
-    uses = getattr(hook, "uses", None)
+    called = _adapted(hook)
+    uses = getattr(called, "uses", None)
     for mount_point, event_type in MOUNT_POINTS.items():
-        name = _method_for(hook, mount_point)
-        method = getattr(hook, name, None) if name else None
+        name = _method_for(called, mount_point)
+        method = getattr(called, name, None) if name else None
         if method is None or hasattr(method, _MARKS) or (callable(uses) and not uses(mount_point)):
             continue
         yield HookMethod(event_type, method, f"{owner}.{name}", _own_options(method))
 
 
+def _adapted(hook: HookLike) -> HookLike:
+    """Return what is called in the place of a hook that was written for another library, else the hook itself."""
+    bases = (f"{base.__module__}:{base.__qualname__}" for base in type(hook).__mro__)
+    known = next((base for base in bases if base in HOOK_ADAPTERS), None)
+    return hook if known is None else HOOK_ADAPTERS.get(known)(hook)
+
+
 def _method_for(hook: HookLike, mount_point: str) -> str | None:
     """Return the name of the method that serves a mount point: its own, or a shared one."""
-    if callable(getattr(hook, mount_point, None)):
-        return mount_point
-    shared = (name for name, mount_points in _SHARED.items() if mount_point in mount_points)
-    return next((name for name in shared if callable(getattr(hook, name, None))), None)
+    shared = [name for name, mount_points in SHARED_METHODS.items() if mount_point in mount_points]
+    return next((name for name in (mount_point, *shared) if _is_there(getattr(hook, name, None))), None)
+
+
+def _is_there(method: object) -> bool:
+    return callable(method) and not hasattr(method, _PLACEHOLDER)
 
 
 def _marked(hook: HookLike) -> Iterator[HookMethod]:
@@ -106,7 +151,8 @@ def _marked(hook: HookLike) -> Iterator[HookMethod]:
 
 
 def _own_options(method: Handler) -> dict[str, Any]:
-    return {"every": getattr(method, _EVERY)} if hasattr(method, _EVERY) else {}
+    marks = {"every": _EVERY, "background": _BACKGROUND}
+    return {option: getattr(method, mark) for option, mark in marks.items() if hasattr(method, mark)}
 
 
 @functools.cache  # the names of methods are few, and each is compared with every mount point

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("CallersLoop", "Host", "OwnThread", "as_handler")
+__all__ = ("CallersLoop", "Host", "OwnThread", "Posts", "as_handler")
 
 import threading
 from collections import deque
@@ -14,6 +14,8 @@ import anyio.abc
 
 from hookbus._current import Writing, current_hub, current_writing
 from hookbus.bridge import Bridge, LoopThread
+from hookbus.bus.outbox import Outbox
+from hookbus.bus.pump import Pump
 from hookbus.errors import BusNotEntered, HandlerCancelled, WouldDeadlock, WrongThread
 from hookbus.hub import MessageHub
 from hookbus.mailbox import Acknowledgement, LoopHandle, Mailbox
@@ -28,6 +30,19 @@ class Host(Protocol):
     thread_id: int
     on_own_loop: bool
     """Whether the emitting thread is itself the one of the event loop."""
+    pump: Pump
+
+    def bridge_to(self, outbox: Outbox, hub: MessageHub, stall_timeout: float) -> None:
+        """Begin to serve the outbox of the bus."""
+        ...
+
+    def wait(self, done: Callable[[], bool], timeout: float) -> bool:
+        """Have the emitting thread wait, serving its mailbox; return whether it is done."""
+        ...
+
+    def nudge(self) -> None:
+        """Have it look again whether it is done; any thread may call this."""
+        ...
 
     def cross(self, function: Callable[..., Awaitable[T]], *arguments: Any, closing: bool = False) -> T:
         """Run a coroutine function on the event loop and wait for it."""
@@ -49,6 +64,41 @@ async def as_handler(hub: MessageHub, function: Callable[..., Awaitable[T]], *ar
         writing.hub = None
 
 
+class Posts:
+    """Events that others have asked to be published: one after the other, in the order in which they were asked for.
+
+    A handler waits for one at a time, so what comes meanwhile stays behind it. What the handlers of this very bus ask for is
+    part of their own publish, which could not end otherwise, and goes at once.
+    """
+
+    def __init__(self, mailbox: Mailbox, hub: MessageHub) -> None:
+        self._mailbox = mailbox
+        self._hub = hub
+        self._waiting: deque[Callable[[], object]] = deque()
+        self._is_serving = False
+
+    def put(self, publish: Callable[[], object]) -> None:
+        """Have the owner of the mailbox publish; any thread may call this."""
+        writing = current_writing.get()
+        if writing is not None and writing.hub is self._hub:
+            self._mailbox.put(publish)
+        else:
+            self._waiting.append(publish)
+            self._mailbox.put(self._serve)
+
+    def _serve(self) -> None:
+        if self._is_serving:
+            return
+        self._is_serving = True
+        try:
+            while self._waiting:
+                self._waiting.popleft()()
+        finally:
+            self._is_serving = False
+            if self._waiting:  # an interrupt came through
+                self._mailbox.put(self._serve)
+
+
 class OwnThread:
     """`with bus:` - the entering thread emits, a joined thread with a loop of its own runs awaited handlers."""
 
@@ -57,20 +107,37 @@ class OwnThread:
     def __init__(self, hub: MessageHub, backend: Backend) -> None:
         self.thread_id = threading.get_ident()
         self.mailbox = Mailbox()
+        self.pump = Pump()
         self._hub = hub
-        self._bridge = Bridge(self.mailbox)
+        self._bridge = Bridge(self.mailbox, services=(self.pump.run,))
         self._loop_thread = LoopThread(self._bridge, backend)
+        self._posts = Posts(self.mailbox, hub)
 
     def start(self) -> None:
         """Start the event loop and wait until it is ready."""
         self._loop_thread.start()
 
+    def bridge_to(self, outbox: Outbox, hub: MessageHub, stall_timeout: float) -> None:
+        """Begin to serve the outbox of the bus."""
+        self._bridge.stall_timeout = stall_timeout
+        self.pump.attach(outbox, hub)
+        outbox.open(lambda: self._bridge.call_soon(self.pump.call), on_error=_nothing)
+
+    def serve(self) -> None:
+        """Carry out what was asked for."""
+        self.mailbox.serve()
+
+    def wait(self, done: Callable[[], bool], timeout: float) -> bool:
+        """Wait, serving the mailbox."""
+        return self.mailbox.wait(done, timeout)
+
+    def nudge(self) -> None:
+        """Have the entering thread look again."""
+        self.mailbox.put(_nothing)
+
     def stop(self) -> None:
-        """Carry out what was asked for, end the loop, join its thread."""
-        try:
-            self.mailbox.serve()
-        finally:
-            self._loop_thread.stop()
+        """End the loop and join its thread."""
+        self._loop_thread.stop()
         self.mailbox.serve()
 
     def cross(self, function: Callable[..., Awaitable[T]], *arguments: Any, closing: bool = False) -> T:
@@ -81,7 +148,7 @@ class OwnThread:
     def post(self, emit: Callable[[], T], publish: Callable[[], Awaitable[T]], what: str) -> Acknowledgement[T]:
         """Have the entering thread emit while it waits for a handler, or when it serves."""
         answer: Acknowledgement[T] = Acknowledgement(what, check_wait=self._refuse_own_thread)
-        self.mailbox.put(lambda: answer.carry_out(emit))
+        self._posts.put(lambda: answer.carry_out(emit))
         return answer
 
     def _refuse_own_thread(self) -> None:
@@ -95,15 +162,46 @@ class CallersLoop:
 
     on_own_loop = True
 
-    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+    def __init__(self, tasks: anyio.abc.TaskGroup, pump: Pump) -> None:
         self.thread_id = threading.get_ident()
+        self.pump = pump
         self._loop = LoopHandle.current()
         self._tasks = tasks
         self._posted: deque[tuple[Callable[[], Awaitable[None]], Acknowledgement[Any]]] = deque()
         self._arrived = anyio.Event()
+        self._waiting: list[anyio.Event] = []
         self._server: int | None = None
         self._stopped = False
         self._tasks.start_soon(self._serve_posted)
+        self._tasks.start_soon(pump.run)
+
+    def bridge_to(self, outbox: Outbox, hub: MessageHub, stall_timeout: float) -> None:
+        """Begin to serve the outbox of the bus."""
+        self.pump.attach(outbox, hub)
+        outbox.open(lambda: self._loop.call_soon(self.pump.call), on_error=_nothing)
+
+    def wait(self, done: Callable[[], bool], timeout: float) -> bool:
+        """Refuse: the loop cannot wait for itself."""
+        msg = "this would block the event loop that has to do what is waited for"
+        raise WouldDeadlock(msg)
+
+    async def wait_here(self, done: Callable[[], bool], timeout: float) -> bool:
+        """Wait on the loop until it is done; return whether it is."""
+        with anyio.move_on_after(timeout):
+            while not done():
+                nudged = anyio.Event()
+                self._waiting.append(nudged)
+                if not done():  # else nobody tells any more
+                    await nudged.wait()
+        return done()
+
+    def nudge(self) -> None:
+        """Have who waits look again."""
+        self._loop.call_soon(self._wake_waiting)
+
+    def _wake_waiting(self) -> None:
+        while self._waiting:
+            self._waiting.pop().set()
 
     async def finish(self) -> None:
         """Carry out what was posted so far."""
@@ -178,6 +276,10 @@ class _Awaitable(Acknowledgement[T]):
             msg = f"waiting here would block the event loop that has to answer {self.what}; await it instead"
             raise WouldDeadlock(msg)
         return super().result(timeout)
+
+
+def _nothing() -> None:
+    """Be put into a mailbox to make its owner look again, or be told what needs no telling."""
 
 
 def _is_cancelled() -> bool:

@@ -17,12 +17,16 @@ def emit(event, live):
         raise
     cross(group_1, event, live)                 # neighbouring awaited handlers share one crossing
     ...
+    put(event, number, listeners)               # one append for all background handlers
 ```
+
+Each function exists twice, the second time with a clock around every call. Handlers of rare events are always timed, those of
+steps now and then, so that their cost is known and costs next to nothing.
 """
 
 from __future__ import annotations
 
-__all__ = ("NESTING_LIMIT", "Cross", "Nesting", "Plan", "compile_plan")
+__all__ = ("NESTING_LIMIT", "Nesting", "Plan", "Tools", "compile_plan")
 
 import linecache
 import sys
@@ -31,10 +35,11 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 import anyio
 
+from hookbus.bus.around import Around, drive_around
 from hookbus.bus.failures import FailureLog, end_in_failure, raise_all
 from hookbus.bus.subscription import Counter, Lane, Subscription
 from hookbus.errors import BusError, HandlerCancelled, PublishDepthExceeded, Skip
@@ -46,14 +51,6 @@ NESTING_LIMIT = 32
 """How deep publishes may be nested in handlers."""
 
 Subscriptions = Sequence[Subscription[Any]]
-
-
-class Cross(Protocol):
-    """Runs a group of awaited handlers on the event loop while the publisher waits."""
-
-    def __call__(self, group: Callable[..., Awaitable[Any]], *arguments: Any, closing: bool = False) -> Skip | None:
-        """Return what the group returned."""
-        ...
 
 
 class Nesting:
@@ -72,14 +69,33 @@ class Plan:
     event_type: type[Event]
     subscriptions: tuple[Subscription[Any], ...]
     emit: Callable[[Event, Live], Skip | None]
+    timed_emit: Callable[[Event, Live], Skip | None]
     publish: Callable[[Event, Live], Awaitable[Skip | None]]
     namespace: dict[str, Any]
     """What the generated code sees."""
 
     @property
-    def has_awaited(self) -> bool:
+    def needs_loop(self) -> bool:
         """Whether a handler needs an event loop."""
-        return any(subscription.lane is Lane.AWAITED for subscription in self.subscriptions)
+        return any(subscription.lane is not Lane.INLINE for subscription in self.subscriptions)
+
+    @property
+    def has_to_wait(self) -> bool:
+        """Whether the publisher waits for anything."""
+        return any(subscription.lane is Lane.AWAITED or _blocks(subscription) for subscription in self.subscriptions)
+
+
+class Tools(NamedTuple):
+    """What generated code calls."""
+
+    cross: Callable[..., Skip | None]
+    """Runs a group of awaited handlers on the event loop while the publisher waits; returns what it returned."""
+    put: Callable[[Event, int, Subscriptions], None]
+    """Leaves an event for background subscribers."""
+    wait_for_room: Callable[[Subscriptions], None]
+    """Waits until none of these has a full backlog."""
+    await_room: Callable[[Subscriptions], Awaitable[None]]
+    """Waits likewise, on the event loop."""
 
 
 def compile_plan(
@@ -88,17 +104,27 @@ def compile_plan(
     counter: Counter,
     nesting: Nesting,
     hub: MessageHub,
-    cross: Cross,
+    tools: Tools,
     failure_log: FailureLog,
+    around: Around | None = None,
 ) -> Plan:
     """Generate the functions that run `subscriptions`, which are in order, for events of `event_type`."""
-    source = _Source(event_type, subscriptions)
+    listeners = tuple(subscription for subscription in subscriptions if subscription.lane is Lane.BACKGROUND)
+    everybody, subscriptions = subscriptions, tuple(s for s in subscriptions if s.lane is not Lane.BACKGROUND)
+    source = _Source(event_type, subscriptions, listeners, is_surrounded=around is not None)
     filename = f"<hookbus plan of {event_type.__name__}, {zlib.crc32(source.text.encode()):08x}>"  # equal texts share one
     namespace: dict[str, Any] = {
         "counter": counter,
         "nesting": nesting,
         "hub": hub,
-        "cross": cross,
+        "cross": tools.cross,
+        "put": tools.put,
+        "wait_for_room": tools.wait_for_room,
+        "await_room": tools.await_room,
+        "listeners": listeners,
+        "blockers": tuple(filter(_blocks, listeners)),
+        "around": around,
+        "drive_around": drive_around,
         "clock": time.perf_counter,
         "subscriptions": tuple(subscriptions),
         "Skip": Skip,
@@ -120,15 +146,28 @@ def compile_plan(
     exec(compile(source.text, filename, "exec"), namespace)  # our own text, made of checked names
     for group in source.groups:
         namespace[f"group_{group[0]}"].members = tuple(subscriptions[index] for index in group)
-    return Plan(event_type, tuple(subscriptions), namespace["emit"], namespace["publish"], namespace)
+    return Plan(
+        event_type,
+        tuple(everybody),
+        emit=namespace["emit"],
+        timed_emit=namespace["timed_emit"],
+        publish=namespace["publish"],
+        namespace=namespace,
+    )
 
 
 class _Source:
     """Writes the text of a plan's functions."""
 
-    def __init__(self, event_type: type[Event], subscriptions: Subscriptions) -> None:
+    def __init__(
+        self, event_type: type[Event], subscriptions: Subscriptions, listeners: Subscriptions, *, is_surrounded: bool
+    ) -> None:
         self._event_type = event_type
         self._subscriptions = subscriptions
+        self._listeners = listeners
+        self._is_surrounded = is_surrounded
+        """Whether each call is made inside a context manager."""
+        self._is_timed = False
         self._lines: list[str] = []
         steps = list(_groups(subscriptions))
         self.groups = [step for step in steps if subscriptions[step[0]].lane is Lane.AWAITED]
@@ -137,6 +176,8 @@ class _Source:
             self._write_group(group)
         self._write_function("emit", lambda: self._write_emit_body(steps))
         self._write_function("publish", self._write_publish_body, prefix="async ")
+        self._is_timed = True
+        self._write_function("timed_emit", lambda: self._write_emit_body(steps))
         self.text = "\n".join(self._lines) + "\n"
 
     def _add(self, depth: int, *lines: str) -> None:
@@ -144,22 +185,33 @@ class _Source:
 
     def _write_function(self, name: str, write_body: Callable[[], None], prefix: str = "") -> None:
         self._add(0, f"{prefix}def {name}(event, live):")
-        if not self._subscriptions:
+        if not self._subscriptions and not self._listeners:
             self._add(1, "counter.published += 1")
             return
         self._add(1, "counter.published = number = counter.published + 1")
+        if not self._subscriptions:
+            self._write_put(1, waits_by_await=bool(prefix))
+            return
         self._add(1, "nesting.active = depth = nesting.active + 1")
         self._add(1, "try:")
         self._add(2, f"if depth > {NESTING_LIMIT}:", "    check_depth(event, subscriptions)")
-        self._write_live_names(2, range(len(self._subscriptions)), sync_only=name == "emit")
+        self._write_live_names(2, range(len(self._subscriptions)), sync_only=not prefix)
         if self._event_type.closing:
             self._add(2, "errors = []")
         write_body()
         self._add(1, "finally:", "    nesting.active -= 1")
+        depth = 2 if self._listeners else 1  # they hear what failed, too, and find in the hub what was written
         if self._event_type.commits:
-            self._add(1, "if hub.dirty:", "    hub.commit()")
+            self._add(depth, "if hub.dirty:", "    hub.commit()")
+        self._write_put(depth, waits_by_await=bool(prefix))
         if self._event_type.closing:
             self._add(1, "raise_all(errors)")
+
+    def _write_put(self, depth: int, *, waits_by_await: bool) -> None:
+        if self._listeners:
+            self._add(depth, "put(event, number, listeners)")
+        if any(map(_blocks, self._listeners)):
+            self._add(depth, "await await_room(blockers)" if waits_by_await else "wait_for_room(blockers)")
 
     def _write_live_names(self, depth: int, indexes: Sequence[int], *, sync_only: bool) -> None:
         needed = {
@@ -189,7 +241,8 @@ class _Source:
         subscription = self._subscriptions[index]
         guard = self._guard(index) if guarded else ""
         body = depth + 1 + bool(guard)
-        if group:
+        is_timed = self._is_timed and subscription.lane is Lane.INLINE
+        if group or is_timed:
             self._add(depth, "started = clock()")
         self._add(depth, "try:")
         if guard:
@@ -198,7 +251,9 @@ class _Source:
             self._add(body, f"subscription_{index}.filtered_calls += 1")
         if subscription.once and guarded:
             self._write_spending(body, index)
-        self._add(body, *_call_lines(subscription, index))
+        self._add(body, *_call_lines(subscription, index, is_surrounded=self._is_surrounded))
+        if is_timed:
+            self._add(body, f"subscription_{index}.note_time(clock() - started)")
         self._write_policy(depth, index, group)
         if group:
             self._add(depth, f"subscription_{index}.took = clock() - started")
@@ -289,10 +344,17 @@ def _groups(subscriptions: Subscriptions) -> Iterator[list[int]]:
         yield group
 
 
-def _call_lines(subscription: Subscription[Any], index: int) -> list[str]:
+def _blocks(subscription: Subscription[Any]) -> bool:
+    """Return whether a publisher waits where more events come than may wait for this subscriber."""
+    return subscription.backlog is not None and subscription.backlog.options.overflow == "block"
+
+
+def _call_lines(subscription: Subscription[Any], index: int, *, is_surrounded: bool) -> list[str]:
     call = f"handler_{index}({subscription.call.arguments})"
     if subscription.lane is Lane.INLINE:
-        return [call]
+        return [f"with around(subscription_{index}):", f"    {call}"] if is_surrounded else [call]
+    if is_surrounded:
+        call = f"drive_around(around, subscription_{index}, {call})"
     if subscription.timeout is None:
         return [f"await {call}"]
     return [f"with fail_after(timeout_{index}):", f"    await {call}"]
@@ -329,7 +391,7 @@ def _check_depth(event: Event, subscriptions: Subscriptions) -> None:
     frame: FrameType | None = sys._getframe(1)
     depth = 0
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<hookbus plan of") and frame.f_code.co_name in ("emit", "publish"):
+        if frame.f_code.co_filename.startswith("<hookbus plan of") and frame.f_code.co_name in ("emit", "timed_emit", "publish"):
             depth += 1
         frame = frame.f_back
     if depth > NESTING_LIMIT:

@@ -16,6 +16,7 @@ from hookbus.types import Handler
 
 if TYPE_CHECKING:
     from hookbus.bus.arguments import CallPlan
+    from hookbus.bus.backlog import Backlog, BacklogCounts
 
 E = TypeVar("E", bound=Event)
 
@@ -30,6 +31,8 @@ class Lane(Enum):
     """The publishing thread calls it."""
     AWAITED = "awaited"
     """The event loop runs it; the publisher waits, then goes on to the next handler."""
+    BACKGROUND = "background"
+    """A task of the event loop or a thread runs it later; the publisher does not wait."""
 
 
 class SubscriptionStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +44,16 @@ class SubscriptionStats(msgspec.Struct, frozen=True, kw_only=True):
     calls: int
     """How often the handler was called, or was about to be in a publish that still goes on."""
     failures: int
+    published: int = 0
+    """Background: events for this handler; always the sum of handled, failures, dropped, cancelled and pending."""
+    handled: int = 0
+    """Background: events that it handled."""
+    dropped: int = 0
+    """Background: events that went because more came than may wait."""
+    cancelled: int = 0
+    """Background: events that waited, or were being handled, when the bus was left or the subscription cancelled."""
+    pending: int = 0
+    """Background: events that wait or are being handled."""
 
 
 class Counter:
@@ -88,6 +101,8 @@ class Subscription(Generic[E]):
         timeout: float | None,
         on_error: ErrorPolicy,
         on_cancel: Callable[[Subscription[Any]], None],
+        backlog: Backlog | None = None,
+        is_pulled: bool = False,
     ) -> None:
         self.event_type = event_type
         self.handler = handler
@@ -113,6 +128,17 @@ class Subscription(Generic[E]):
         self.took = 0.0
         """Seconds that it took in the crossing that goes on."""
         self.seen_messages: set[str] = set()
+        self.backlog = backlog
+        """What waits for it, in the background lane."""
+        self.is_pulled = is_pulled
+        """Whether somebody reads it as a stream, so that nothing has to be called."""
+        self.pull_error: BaseException | None = None
+        """What the reader of a stream is to be told when nothing more comes."""
+        self.timed_calls = 0
+        self.timed_seconds = 0.0
+        """What the timed ones among its calls took."""
+        self.calls_before = 0
+        """Calls before the timing began."""
         self._on_cancel = on_cancel
         self._since: dict[type[Event], tuple[Counter, int]] = {}
         self._calls_when_cancelled = 0
@@ -136,6 +162,28 @@ class Subscription(Generic[E]):
         self.active = False
         self._calls_when_cancelled = self._counted_calls()
         self._since.clear()
+        if self.backlog is not None:
+            self.backlog.close(keep=self.spent or self.is_pulled)
+
+    def note_time(self, seconds: float) -> None:
+        """Book one call."""
+        self.timed_calls += 1
+        self.timed_seconds += seconds
+
+    def forget_times(self) -> None:
+        """Begin the timing anew."""
+        self.timed_calls, self.timed_seconds = 0, 0.0
+        self.calls_before = self.stats().calls
+
+    def wants(self, event: E, number: int) -> bool:
+        """Return whether an event passes the filters, as the code of a plan decides for the other lanes."""
+        if self.once and self.spent:
+            return False
+        if self.every > 1:
+            counted = type(event).counted
+            if (number if counted is None else getattr(event, counted[0]) + counted[1]) % self.every:
+                return False
+        return self.when is None or bool(self.when(event))
 
     @property
     def is_filtered(self) -> bool:
@@ -159,6 +207,8 @@ class Subscription(Generic[E]):
 
     def stats(self) -> SubscriptionStats:
         """Return the counts so far."""
+        if self.backlog is not None:
+            return self._background_stats(self.backlog.counts())
         calls = self.filtered_calls if self.is_filtered else self._counted_calls() - self.missed
         return SubscriptionStats(
             name=self.name,
@@ -166,6 +216,20 @@ class Subscription(Generic[E]):
             lane=self.lane.value,
             calls=calls,
             failures=self.failures,
+        )
+
+    def _background_stats(self, counts: BacklogCounts) -> SubscriptionStats:
+        return SubscriptionStats(
+            name=self.name,
+            event=self.event_type.__name__,
+            lane=self.lane.value,
+            calls=counts.handled + counts.failed,
+            failures=counts.failed,
+            published=counts.published,
+            handled=counts.handled,
+            dropped=counts.dropped,
+            cancelled=counts.cancelled,
+            pending=counts.pending,
         )
 
     def _counted_calls(self) -> int:

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 __all__ = ("CHUNK_SIZE", "Files")
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 CHUNK_SIZE = 1 << 22
 """How many bytes are read or written at a time."""
@@ -22,6 +29,9 @@ _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 class Files:
     """The operating system's file operations; each method is one point at which a machine may stop or a disk may refuse."""
+
+    written = 0
+    """How many bytes were written so far, for whoever watches from another thread."""
 
     def make_directory(self, path: Path) -> None:
         """Create one directory, whose parent exists and which itself does not."""
@@ -34,6 +44,7 @@ class Files:
     def write(self, file: BinaryIO, chunk: bytes | memoryview) -> None:
         """Write the whole chunk."""
         file.write(chunk)
+        self.written += len(chunk)
 
     def sync(self, file: BinaryIO) -> None:
         """Return when all that was written is durable."""
@@ -58,6 +69,27 @@ class Files:
         """Give a file a further name, which does not exist yet."""
         os.link(source, target, follow_symlinks=False)
 
+    def lock(self, path: Path) -> FileIO | None:
+        """Open a file, which is made where it is missing, and lock it for as long as it is open; None where somebody else has.
+
+        Whoever has the lock may remove the file.
+        """
+        if fcntl is None:
+            raise OSError(errno.ENOTSUP, "this system has no locks of this kind")
+        while True:
+            file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | _NO_FOLLOW, 0o666), "r+")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self.exists(path) and os.path.samestat(os.fstat(file.fileno()), path.lstat()):
+                    return file
+                file.close()  # it was removed between the two calls
+            except BlockingIOError:
+                file.close()
+                return None
+            except BaseException:
+                file.close()
+                raise
+
     def remove_file(self, path: Path) -> None:
         """Remove one file or symbolic link."""
         path.unlink()
@@ -74,8 +106,12 @@ class Files:
             return []
 
     def exists(self, path: Path) -> bool:
-        """Say whether anything, be it a broken symbolic link, has this name."""
-        return os.path.lexists(path)
+        """Say whether anything, be it a broken symbolic link, has this name; an error where nobody can tell."""
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def is_directory(self, path: Path) -> bool:
         """Say whether the path is a directory itself, not a symbolic link to one."""

@@ -28,11 +28,9 @@ def linked(tensors: Mapping[str, _Tensors], source: Path, step: tuple[int, int],
     files = Files()
     try:
         info = read_manifest(source, files)
-    except CheckpointError:
+        return dict(_same_files(tensors, info, files, trusted=trusted)) if (info.epoch, info.iter) == step else {}
+    except (CheckpointError, OSError):
         return {}  # nothing to link to: all is written
-    if (info.epoch, info.iter) != step:
-        return {}
-    return dict(_same_files(tensors, info, files, trusted=trusted))
 
 
 def _same_files(

@@ -27,6 +27,7 @@ __all__ = (
 )
 
 import contextlib
+import errno
 import hashlib
 import json
 import re
@@ -40,7 +41,7 @@ from hookbus.checkpoint.decode import decode_state
 from hookbus.checkpoint.digest import StreamDigest
 from hookbus.checkpoint.encode import encode_state
 from hookbus.checkpoint.files import Files
-from hookbus.errors import CheckpointCorrupt, CheckpointError, InvalidName, StateEncodingError
+from hookbus.errors import CheckpointCorrupt, CheckpointError, CheckpointReadError, InvalidName, StateEncodingError
 
 FORMAT = "hookbus.checkpoint"
 """What the manifest of every checkpoint says first."""
@@ -60,6 +61,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MAX_MANIFEST_BYTES = 1 << 24
 _DIGEST = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"\n}\n\Z')
 _NO_DIGEST = b"0" * 64
+
+_NOT_AS_WRITTEN = frozenset({None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO})
+"""What is reported where a file is missing, too short, or no file; other reports, of rights for instance, say nothing of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,7 @@ def read_manifest(path: Path, files: Files) -> CheckpointInfo:
 
     Raises:
         CheckpointCorrupt: if there is none, or it is not what was written.
+        CheckpointReadError: if the file system cannot read it.
         CheckpointError: if it was written by a later version of the format.
     """
     file = path / MANIFEST_FILE
@@ -161,7 +166,8 @@ def read_manifest(path: Path, files: Files) -> CheckpointInfo:
 
 def check_names(info: CheckpointInfo, files: Files) -> None:
     """Raise CheckpointCorrupt for the first file in the directory that the manifest does not list."""
-    found = set(files.list_names(info.path)) - {MANIFEST_FILE}
+    with read_errors(info.path):
+        found = set(files.list_names(info.path)) - {MANIFEST_FILE}
     for name in sorted(found - set(info.files)):
         message = f"{info.path / name} is not in the manifest, which lists {', '.join(sorted(info.files))}"
         raise CheckpointCorrupt(message)
@@ -169,11 +175,12 @@ def check_names(info: CheckpointInfo, files: Files) -> None:
 
 def check_file(file: Path, record: FileRecord | None, files: Files) -> int:
     """Return the size of a file; raise CheckpointCorrupt unless it is a regular one, and of the size on record if any."""
-    if not files.is_file(file):
-        expected = "a file" if record is None else f"a file of {record.size} bytes"
-        message = f"{file} is {'not a regular file' if files.exists(file) else 'missing'}, expected {expected}"
-        raise CheckpointCorrupt(message)
-    size = files.size(file)
+    with read_errors(file):
+        if not files.is_file(file):
+            expected = "a file" if record is None else f"a file of {record.size} bytes"
+            message = f"{file} is {'not a regular file' if files.exists(file) else 'missing'}, expected {expected}"
+            raise CheckpointCorrupt(message)
+        size = files.size(file)
     if record is not None and size != record.size:
         message = f"{file} has {size} bytes, expected {record.size}"
         raise CheckpointCorrupt(message)
@@ -211,7 +218,8 @@ def read_chunks(file: Path, files: Files) -> Iterator[bytes]:
     """Yield the content of a file.
 
     Raises:
-        CheckpointCorrupt: if the file system cannot read it to the end.
+        CheckpointCorrupt: if it is not there, or something else is in its place.
+        CheckpointReadError: if the file system cannot read it to the end.
     """
     with read_errors(file):
         yield from files.read(file)
@@ -219,18 +227,24 @@ def read_chunks(file: Path, files: Files) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def read_errors(file: Path) -> Iterator[None]:
-    """Turn what the operating system reports while the file is read into CheckpointCorrupt."""
+    """Turn what the operating system reports while the file is read into CheckpointCorrupt, or CheckpointReadError."""
     try:
         yield
     except OSError as error:
         if isinstance(error, CheckpointError):
             raise
-        message = f"{file} cannot be read: {error}"
-        raise CheckpointCorrupt(message) from error
+        if error.errno in _NOT_AS_WRITTEN:
+            message = f"{file} cannot be read: {error}"
+            raise CheckpointCorrupt(message) from error
+        unread = CheckpointReadError(f"{file} cannot be read, so nobody knows whether it is sound: {error}")
+        unread.errno = error.errno
+        raise unread from error
 
 
 def _read_verified(file: Path, files: Files) -> bytes:
-    if not files.is_file(file) or files.size(file) > _MAX_MANIFEST_BYTES:
+    with read_errors(file):
+        is_readable = files.is_file(file) and files.size(file) <= _MAX_MANIFEST_BYTES
+    if not is_readable:
         message = f"{file} is missing, not a regular file or larger than {_MAX_MANIFEST_BYTES} bytes, expected a manifest"
         raise CheckpointCorrupt(message)
     text = b"".join(read_chunks(file, files))

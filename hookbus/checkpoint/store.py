@@ -5,7 +5,8 @@
 - A checkpoint is never written over. `replace=True` moves the old one aside, renames the new one in and then deletes the old
   one, so at every instant one of the two is complete; after a crash between the two renames `clean` moves the old one back.
 - Whatever fails before the commit leaves the earlier checkpoints as they were and nothing of its own.
-- Only what is proven to be the store's own is ever deleted. One process writes to a directory at a time.
+- Only what is proven to be the store's own is ever deleted. One process writes to a directory at a time; runs see to that with
+  `DirectoryLocks`.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from hookbus.checkpoint.manifest import (
     STATE_FILE,
     CheckpointInfo,
     check_name,
+    read_errors,
     read_manifest,
     render_manifest,
     verify_files,
 )
 from hookbus.checkpoint.probing import probe_directory, probe_file
 from hookbus.checkpoint.writing import Content, make_directories, write_errors, write_file, write_files
-from hookbus.errors import CheckpointError, InvalidName, choices
+from hookbus.errors import CheckpointError, CheckpointReadError, InvalidName, choices
 
 
 class CheckpointStore:
@@ -41,7 +43,8 @@ class CheckpointStore:
     def __init__(self, directory: Path, last_checkpoint_path: Path | None = None, *, files: Files | None = None) -> None:
         self.directory = Path(directory)
         self.last_checkpoint_path = Path(last_checkpoint_path or self.directory.parent / "last_checkpoint")
-        self._files = files or Files()
+        self.files = files or Files()
+        """The operations of the file system."""
 
     def save(
         self,
@@ -66,7 +69,8 @@ class CheckpointStore:
         """
         target = self.directory / check_name(name)
         _check_file_names(contents)
-        self._check_target(target, replace=replace)
+        with write_errors(f"the checkpoint {target} was not committed"):
+            self._check_target(target, replace=replace)
         info = CheckpointInfo(
             name=name, path=target, epoch=epoch, iter=iter, role=role, hookbus_version=hookbus_version, facts=dict(facts or {})
         )
@@ -75,7 +79,7 @@ class CheckpointStore:
             old = self._commit(info, contents)
         with write_errors(f"the checkpoint {target} is committed, but what follows a commit failed"):
             if old is not None:
-                discard_directory(old, self._files)
+                discard_directory(old, self.files)
             if role != "best":
                 self._write_last(name)
         return target
@@ -84,6 +88,9 @@ class CheckpointStore:
         """Return the committed checkpoints, the newest (highest step) last. Their files are not read; see `verify`.
 
         A directory that was copied or renamed by hand is not the store's, and is left out.
+
+        Raises:
+            CheckpointReadError: if the file system does not let a manifest be read, which says nothing about what it holds.
         """
         return sorted(self._scan(), key=lambda info: info.step)
 
@@ -92,7 +99,11 @@ class CheckpointStore:
         return next(reversed(self.list()), None)
 
     def damaged(self) -> dict[str, CheckpointError]:
-        """Return the directories that look like checkpoints and whose manifest is missing or not sound, with what is wrong."""
+        """Return the directories that look like checkpoints and whose manifest is missing or not sound, with what is wrong.
+
+        Raises:
+            CheckpointReadError: like `list`.
+        """
         problems: dict[str, CheckpointError] = {}
         list(self._scan(problems))
         return problems
@@ -105,15 +116,17 @@ class CheckpointStore:
             CheckpointCorrupt: if its manifest is damaged.
         """
         path = self.directory / check_name(name)
-        if not self._files.is_directory(path):
+        with read_errors(path):
+            is_there = self.files.is_directory(path)
+        if not is_there:
             message = f"there is no checkpoint {name!r} in {self.directory}; {choices(name, [info.name for info in self.list()])}"
             raise CheckpointError(message)
-        return read_manifest(path, self._files)
+        return read_manifest(path, self.files)
 
     def verify(self, name: str) -> CheckpointInfo:
         """Compare every byte of the named checkpoint with its manifest; raises like `get`, CheckpointCorrupt for any damage."""
         info = self.get(name)
-        verify_files(info, self._files)
+        verify_files(info, self.files)
         return info
 
     def remove(self, name: str) -> None:
@@ -125,7 +138,8 @@ class CheckpointStore:
             CheckpointWriteError: if the file system refused.
         """
         info = self.get(name)
-        foreign = set(self._files.list_names(info.path)) - set(info.files) - {MANIFEST_FILE}
+        with read_errors(info.path):
+            foreign = set(self.files.list_names(info.path)) - set(info.files) - {MANIFEST_FILE}
         if info.name != name or foreign:
             reason = f"it holds {', '.join(sorted(foreign))}" if foreign else f"its manifest names {info.name!r}"
             message = f"{info.path} is not removed because {reason}, which this store did not write there"
@@ -133,7 +147,7 @@ class CheckpointStore:
         aside = hidden_path(info.path, "tmp")
         with write_errors(f"the checkpoint {info.path} could not be removed"):
             self._move_aside(info.path, aside)
-            discard_directory(aside, self._files)
+            discard_directory(aside, self.files)
 
     def clean(self) -> Sequence[str]:
         """Tidy up after a crash, and return what was done: call it once, before anything else writes here.
@@ -145,8 +159,8 @@ class CheckpointStore:
             CheckpointWriteError: if the file system refused.
         """
         with write_errors(f"the checkpoints in {self.directory} could not be cleaned up"):
-            restored_or_removed = clean_directory(self.directory, self._files)
-            removed = clean_file(self.last_checkpoint_path, self._files)
+            restored_or_removed = clean_directory(self.directory, self.files)
+            removed = clean_file(self.last_checkpoint_path, self.files)
         return [*restored_or_removed, *removed]
 
     def probe(self) -> None:
@@ -156,16 +170,16 @@ class CheckpointStore:
             CheckpointWriteError: if the file system refuses; its `errno` says why.
         """
         with write_errors(f"checkpoints cannot be written to {self.directory}, as a trial shows"):
-            probe_directory(self.directory, self._files)
-            probe_file(self.last_checkpoint_path, self._files)
+            probe_directory(self.directory, self.files)
+            probe_file(self.last_checkpoint_path, self.files)
 
     def _scan(self, problems: dict[str, CheckpointError] | None = None) -> Iterator[CheckpointInfo]:
-        for name in self._files.list_names(self.directory):
-            path = self.directory / name
-            if name.startswith(".") or not self._files.is_directory(path) or not self._looks_like_one(path):
-                continue
+        for path in self._candidates():
+            name = path.name
             try:
-                info = read_manifest(path, self._files)
+                info = read_manifest(path, self.files)
+            except CheckpointReadError:
+                raise
             except CheckpointError as error:
                 if problems is not None:
                     problems[name] = error
@@ -173,14 +187,20 @@ class CheckpointStore:
                 if info.name == name:
                     yield info
 
+    def _candidates(self) -> Sequence[Path]:
+        """Return the directories that look like checkpoints."""
+        with read_errors(self.directory):
+            visible = [self.directory / name for name in self.files.list_names(self.directory) if not name.startswith(".")]
+            return [path for path in visible if self.files.is_directory(path) and self._looks_like_one(path)]
+
     def _looks_like_one(self, path: Path) -> bool:
         """Say whether there is a manifest, or the state of a checkpoint that has lost it."""
-        return self._files.exists(path / MANIFEST_FILE) or self._files.exists(path / STATE_FILE)
+        return self.files.exists(path / MANIFEST_FILE) or self.files.exists(path / STATE_FILE)
 
     def _check_target(self, target: Path, *, replace: bool) -> None:
-        if not self._files.exists(target):
+        if not self.files.exists(target):
             return
-        if not self._files.is_directory(target) or not self._files.is_file(target / MANIFEST_FILE):
+        if not self.files.is_directory(target) or not self.files.is_file(target / MANIFEST_FILE):
             message = f"{target} cannot be written: something that is not a checkpoint has this name"
             raise CheckpointError(message)
         if not replace:
@@ -189,29 +209,29 @@ class CheckpointStore:
 
     def _commit(self, info: CheckpointInfo, contents: Mapping[str, Content]) -> Path | None:
         """Write and rename; return where the checkpoint of the same name is now, if there was one."""
-        make_directories(self.directory, self._files)
+        make_directories(self.directory, self.files)
         temporary = hidden_path(info.path, "tmp")
         try:
             self._write_directory(temporary, info, contents)
             return self._rename_in(temporary, info.path)
         except BaseException:
             with contextlib.suppress(OSError):
-                discard_directory(temporary, self._files)
+                discard_directory(temporary, self.files)
             raise
 
     def _write_directory(self, path: Path, info: CheckpointInfo, contents: Mapping[str, Content]) -> None:
-        self._files.make_directory(path)
-        records = write_files(path, contents, self._files)
-        write_file(path / MANIFEST_FILE, [render_manifest(dataclasses.replace(info, files=records))], self._files)
-        self._files.sync_directory(path)
+        self.files.make_directory(path)
+        records = write_files(path, contents, self.files)
+        write_file(path / MANIFEST_FILE, [render_manifest(dataclasses.replace(info, files=records))], self.files)
+        self.files.sync_directory(path)
 
     def _rename_in(self, temporary: Path, target: Path) -> Path | None:
-        old = hidden_path(target, "old") if self._files.exists(target) else None
+        old = hidden_path(target, "old") if self.files.exists(target) else None
         try:
             if old is not None:
-                self._files.rename(target, old)
-            self._files.rename(temporary, target)
-            self._files.sync_directory(self.directory)
+                self.files.rename(target, old)
+            self.files.rename(temporary, target)
+            self.files.sync_directory(self.directory)
         except BaseException:
             self._undo_renames(temporary, target, old)
             raise
@@ -219,32 +239,32 @@ class CheckpointStore:
 
     def _move_aside(self, path: Path, aside: Path) -> None:
         """Rename durably: else a power loss could undo the rename and not what follows, and leave a part of a checkpoint."""
-        self._files.rename(path, aside)
+        self.files.rename(path, aside)
         try:
-            self._files.sync_directory(self.directory)
+            self.files.sync_directory(self.directory)
         except BaseException:
             with contextlib.suppress(OSError):
-                self._files.rename(aside, path)
+                self.files.rename(aside, path)
             raise
 
     def _undo_renames(self, temporary: Path, target: Path, old: Path | None) -> None:
         with contextlib.suppress(OSError):  # where even this fails, `clean` finds one of the two complete
-            if not self._files.exists(temporary):
-                self._files.rename(target, temporary)
-            if old is not None and self._files.exists(old):
-                self._files.rename(old, target)
+            if not self.files.exists(temporary):
+                self.files.rename(target, temporary)
+            if old is not None and self.files.exists(old):
+                self.files.rename(old, target)
 
     def _write_last(self, name: str) -> None:
         path = self.last_checkpoint_path
         temporary = hidden_path(path, "tmp")
         try:
-            write_file(temporary, [name.encode()], self._files)
-            self._files.rename(temporary, path)
+            write_file(temporary, [name.encode()], self.files)
+            self.files.rename(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
-                self._files.remove_file(temporary)
+                self.files.remove_file(temporary)
             raise
-        self._files.sync_directory(path.parent)
+        self.files.sync_directory(path.parent)
 
 
 def _check_file_names(contents: Mapping[str, Content]) -> None:

@@ -2,13 +2,35 @@
 
 A hook defines only the mount points it wants; see `hookbus.events` for all of them. `_before_epoch`, `_after_epoch`,
 `_before_iter` and `_after_iter` each stand for training, validation and test alike and may ask for `mode`.
+
+The base class has all of these methods as placeholders, which are there for `super()` and are not subscribed.
 """
 
 from __future__ import annotations
 
 __all__ = ("Hook",)
 
+from collections.abc import Callable
 from typing import Any, ClassVar
+
+from hookbus.bus.hook_methods import placeholder
+from hookbus.types import Mode
+
+
+@placeholder
+def _nothing(hook: Any, *arguments: Any, **named: Any) -> Any:
+    """Do nothing."""
+
+
+def _shared(method: str, mode: Mode) -> Callable[..., Any]:
+    """Return a placeholder that passes its arguments, but for metrics, on to the method that stands for three mount points."""
+
+    @placeholder
+    def pass_on(hook: Any, *arguments: Any, metrics: Any = None, **named: Any) -> Any:
+        taken = arguments[:1] if method.endswith("_epoch") else arguments
+        return getattr(hook, method)(*taken, mode=mode, **named)
+
+    return pass_on
 
 
 class Hook:
@@ -16,6 +38,24 @@ class Hook:
 
     priority: ClassVar[int | str] = "NORMAL"
     """Its place in the order, where it is not given when the hook is added."""
+
+    before_run = after_run = run_failed = _nothing
+    before_train = after_train = before_val = after_val = before_test = after_test = _nothing
+    after_backward = before_optimizer_step = after_optimizer_step = _nothing
+    before_save_checkpoint = after_load_checkpoint = _nothing
+    _before_epoch = _after_epoch = _before_iter = _after_iter = _nothing
+    before_train_epoch = _shared("_before_epoch", "train")
+    before_val_epoch = _shared("_before_epoch", "val")
+    before_test_epoch = _shared("_before_epoch", "test")
+    after_train_epoch = _shared("_after_epoch", "train")
+    after_val_epoch = _shared("_after_epoch", "val")
+    after_test_epoch = _shared("_after_epoch", "test")
+    before_train_iter = _shared("_before_iter", "train")
+    before_val_iter = _shared("_before_iter", "val")
+    before_test_iter = _shared("_before_iter", "test")
+    after_train_iter = _shared("_after_iter", "train")
+    after_val_iter = _shared("_after_iter", "val")
+    after_test_iter = _shared("_after_iter", "test")
 
     def uses(self, mount_point: str) -> bool:
         """Return whether this instance wants to be called at a mount point that its class has a method for."""

@@ -45,6 +45,7 @@ class CheckpointHook(Hook):
         published_keys: weights, `"state_dict"` or `"averaged"`, to copy in the end into `epoch_5-<8 digits>.safetensors`.
         save_begin: the first epoch or iteration to save, from which `interval` counts; 0 saves after the first interval.
         async_save: whether training goes on while a checkpoint is written; at the boundary the state is only copied.
+        stall_timeout: seconds without a byte written after which the end of a run waits no longer for an `async_save`.
 
     Raises:
         ConfigError: an option makes no sense; names each.
@@ -69,6 +70,7 @@ class CheckpointHook(Hook):
         published_keys: str | Sequence[str] | None = None,
         save_begin: int = 0,
         async_save: bool = False,
+        stall_timeout: float = 60.0,
     ) -> None:
         refuse(list(_problems({name: value for name, value in locals().items() if name != "self"})))
         self.interval = interval
@@ -81,6 +83,7 @@ class CheckpointHook(Hook):
         self.published_keys = listed(published_keys)
         self.save_begin = save_begin
         self.async_save = async_save
+        self.stall_timeout = stall_timeout
         kept = {"optimizer": save_optimizer, "param_schedulers": save_param_scheduler}
         self.leave_out = tuple(entry for entry, is_kept in kept.items() if not is_kept)
         self.best = BestScores(save_best, rule, greater_keys, less_keys)
@@ -182,7 +185,7 @@ class CheckpointHook(Hook):
 
     def _ask(self, runner: Any, name: str, **options: Any) -> None:
         directory = self.checkpoint_directory(runner.work_dir)
-        options |= {"leave_out": self.leave_out, "asynchronous": self.async_save}
+        options |= {"leave_out": self.leave_out, "asynchronous": self.async_save, "stall_timeout": self.stall_timeout}
         runner.request_save(name, owner=self, directory=directory, **options)
 
     def _name(self, number: int, *, in_epochs: bool) -> str:
@@ -216,6 +219,10 @@ def _is_number(value: object) -> bool:
 
 def _is_start(value: object) -> bool:
     return type(value) is int and value >= 0
+
+
+def _is_span(value: object) -> bool:
+    return type(value) in (int, float) and value > 0  # type: ignore[operator]
 
 
 def _is_flag(value: object) -> bool:
@@ -261,6 +268,7 @@ _EXPECTED: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "published_keys": _TEXTS,
     "save_begin": (_is_start, "a whole number of at least 0"),
     "async_save": _A_FLAG,
+    "stall_timeout": (_is_span, "a number of seconds above 0"),
 }
 
 

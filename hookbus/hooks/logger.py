@@ -1,24 +1,32 @@
-"""Writes log records: to the terminal, to `metrics.jsonl`, and to other destinations by name."""
+"""Makes the log records of a run and publishes them; writers bring them to the terminal, to `metrics.jsonl` and elsewhere.
+
+Writers are background subscribers of `LogRecorded`, each with a thread of its own, so no destination holds training up.
+"""
 
 from __future__ import annotations
 
 __all__ = ("LoggerHook",)
 
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hookbus._config import refuse, shown
+from hookbus._hyperparameters import hyperparameters_of
 from hookbus._log_copy import LogCopy
 from hookbus._strict_json import strict_json
+from hookbus.delivery import Delivery, DeliveryStats
 from hookbus.distributed import is_main_process
 from hookbus.errors import ConfigError
 from hookbus.hooks.base import Hook
 from hookbus.hub import MessageHub
 from hookbus.registry import WRITERS
 from hookbus.types import Mode
-from hookbus.writers.base import Record, RunPlace, Writer
+from hookbus.writers.base import Record, RunPlace, RunPosition, Writer
+
+GRACE = 1.0
+"""Seconds that a writer has for closing when it spent all of its time on writing."""
 
 
 class LoggerHook(Hook):
@@ -32,6 +40,8 @@ class LoggerHook(Hook):
         writers: names or configs of writers, or writers.
         out_dir: at the end of each run, copy the log files to `<out_dir>/<work_dir>/<start>/`.
         keep_local: with `out_dir`, leave the log files where they were written, too.
+        hyperparameters: numbers and texts that writers show as what the run was started with, beside what the runner knows.
+        closing_timeout: seconds that the end of a run waits at most for writers to write what they were given.
 
     Raises:
         ConfigError: the interval is not at least 1, a writer is unknown, or files would go without being copied.
@@ -46,6 +56,8 @@ class LoggerHook(Hook):
         writers: Sequence[Any] = ("terminal", "jsonl"),
         out_dir: str | Path | None = None,
         keep_local: bool = True,
+        hyperparameters: Mapping[str, bool | int | float | str] | None = None,
+        closing_timeout: float = 30.0,
     ) -> None:
         problems = []
         if interval < 1:
@@ -54,6 +66,8 @@ class LoggerHook(Hook):
             problems.append(f"LoggerHook.writers = {shown(writers)}: expected a list of names, configs or writers")
         if out_dir is None and not keep_local:
             problems.append("LoggerHook.keep_local = False: without out_dir the log files would be copied nowhere")
+        if not closing_timeout > 0:
+            problems.append(f"LoggerHook.closing_timeout must be a positive number of seconds, got {shown(closing_timeout)}")
         refuse(problems)
         self.interval = interval
         self.ignore_last = ignore_last
@@ -61,9 +75,18 @@ class LoggerHook(Hook):
         """Iterations after which the running epoch ends, where that is to be logged."""
         self._batches = 0
         """Batches of the running validation or test so far; its dataloader may not know its length."""
-        self._is_open = False
+        self._evaluating: Mode | None = None
         self._writers = [_make_writer(spec, index) for index, spec in enumerate(writers)]
+        self._is_open = False
+        self._deliveries: list[Delivery] = []
+        self._hyperparameters = dict(hyperparameters or {})
+        self._closing_timeout = closing_timeout
         self._copy = LogCopy(out_dir, keep_local=keep_local) if out_dir is not None else None
+
+    @property
+    def deliveries(self) -> list[DeliveryStats]:
+        """What became of the records of this run, or of the last one, for each writer."""
+        return [delivery.stats() for delivery in self._deliveries]
 
     def before_run(self, runner: Any) -> None:
         """Refuse an `out_dir` that leads back to the logs themselves, before anything is logged."""
@@ -86,7 +109,7 @@ class LoggerHook(Hook):
         completed = batch_idx + 1
         if (completed % self.interval == 0 or completed == self._logged_end) and is_main_process():
             hub.flush()  # what is still on a device belongs to this line
-            self._write(runner, runner.log_processor.after_iter(runner, batch_idx, "train"))
+            self._publish(runner, runner.log_processor.after_iter(runner, batch_idx, "train"))
 
     def after_val_iter(self, runner: Any, batch_idx: int) -> None:
         """Show that the validation goes on."""
@@ -108,45 +131,62 @@ class LoggerHook(Hook):
 
     def after_run(self, runner: Any) -> None:
         """Close the writers, each of them whatever becomes of the others; then copy what they wrote."""
-        self._is_open = False
-        with ExitStack() as ending:
-            ending.callback(self._copy_files, runner)  # what is called back first comes last
-            for writer in self._writers:
-                ending.callback(writer.close)
-
-    def _copy_files(self, runner: Any) -> None:
+        self._evaluating = None
+        if self._is_open:
+            self._is_open = False
+            self._close(runner)
         if self._copy is not None and is_main_process():
             self._copy.bring(runner.log_dir, self._copy.target(runner.work_dir, runner.log_dir))
 
+    def _close(self, runner: Any) -> None:
+        """Wait until everything is written, for a limited time; who waits for this thread meanwhile has its turn."""
+        mailbox = runner._live_thread("closing the writers").mailbox
+        deadline = time.monotonic() + self._closing_timeout
+        for delivery in self._deliveries:
+            delivery.begin_closing(deadline, done=lambda: mailbox.put(_look_again))
+        mailbox.wait(lambda: all(delivery.is_closed for delivery in self._deliveries), self._closing_timeout + GRACE)
+        for delivery in self._deliveries:
+            delivery.end()
+
     def _show_progress(self, runner: Any, batch_idx: int, mode: Mode) -> None:
-        self._batches = batch_idx + 1
+        self._batches, self._evaluating = batch_idx + 1, mode
         if self._batches % self.interval == 0 and is_main_process():
-            record = runner.log_processor.after_iter(runner, batch_idx, mode)
-            for writer in self._opened(runner):
-                writer.show(record)
+            self._publish(runner, runner.log_processor.after_iter(runner, batch_idx, mode))
 
     def _write_metrics(self, runner: Any, metrics: Mapping[str, Any], hub: MessageHub, mode: Mode) -> None:
+        self._evaluating = None
         if is_main_process():
             hub.flush()
-            self._write(runner, runner.log_processor.after_epoch(runner, metrics, self._batches, mode))
-            for writer in self._writers:
-                writer.flush()
+            self._publish(runner, runner.log_processor.after_epoch(runner, metrics, self._batches, mode))
 
-    def _write(self, runner: Any, record: Record) -> None:
-        for writer in self._opened(runner):
-            writer.write(record)
-
-    def _opened(self, runner: Any) -> list[Writer]:
-        """Return the writers; without training, or registered in its middle, they wait for the first record."""
+    def _publish(self, runner: Any, record: Record) -> None:
         if not self._is_open:
-            self._open(runner)
-        return self._writers
+            self._open(runner)  # without training, or registered in its middle, writers wait for the first record
+        runner.bus.emit(record)
 
     def _open(self, runner: Any) -> None:
-        place = RunPlace(logger=runner.logger, log_dir=runner.log_dir, first_iter=runner.iter + 1)
-        for writer in self._writers:
-            writer.open(place)
+        place = RunPlace(
+            logger=runner.logger,
+            log_dir=runner.log_dir,
+            first_iter=runner.iter + 1,
+            experiment_name=runner.experiment_name,
+            hyperparameters=hyperparameters_of(runner) | self._hyperparameters,
+            position=lambda: self._position(runner),
+        )
+        self._deliveries = [Delivery(writer, runner.bus, place) for writer in self._writers]
         self._is_open = True
+
+    def _position(self, runner: Any) -> RunPosition:
+        mode = self._evaluating
+        return RunPosition(
+            mode=mode or ("train" if runner.is_training else None),
+            epoch=runner.epoch,
+            max_epochs=runner.max_epochs,
+            iter=runner.iter,
+            max_iters=runner.max_iters,
+            batch=self._batches,
+            num_batches=getattr(runner, f"{mode}_loop").num_batches if mode else None,
+        )
 
 
 def _make_writer(spec: Any, index: int) -> Writer:
@@ -158,3 +198,7 @@ def _make_writer(spec: Any, index: int) -> Writer:
         msg = f"{path} = {shown(spec)}: {type(writer).__name__} is no hookbus.Writer"
         raise ConfigError(msg)
     return writer
+
+
+def _look_again() -> None:
+    """Make the training thread see that a writer is closed."""

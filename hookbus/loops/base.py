@@ -13,13 +13,17 @@ from typing import Any
 
 import torch
 
+from hookbus._landing import scalars_landed
 from hookbus.bus import EventBus
 from hookbus.errors import EmptyDataLoader, Skip
-from hookbus.events import EpochEvent, PhaseEvent
+from hookbus.events import EpochEvent, PhaseEvent, ScalarsLanded
 from hookbus.hub import MessageHub
 from hookbus.loading import LoaderPosition, start_loading, stop_loading
 from hookbus.progress import Progress
 from hookbus.training_thread import TrainingThread
+
+TIMED_EVERY = 64
+"""Steps between two whose handlers are timed, in the long run."""
 
 
 @dataclass
@@ -52,6 +56,9 @@ class BaseLoop(ABC):
         self.dataloader = dataloader
         self.position = LoaderPosition()
         """Where the running pass over the data stands."""
+        self._steps = 0
+        self._is_timed = False
+        self._switch_timing_at = 2  # the first step does what is done only once
 
     @abstractmethod
     def run(self) -> dict[str, Any]:
@@ -82,6 +89,14 @@ class BaseLoop(ABC):
             return None
         return bus.emit(event_type(epoch=progress.epoch, iter=progress.iter, **facts), {"runner": self.context.runner})
 
+    def tell_landed(self) -> None:
+        """Publish what was recorded and has reached the host."""
+        bus = self.context.bus
+        if bus.has_subscribers(ScalarsLanded):
+            event = scalars_landed(self.context.hub.take_landed())
+            if event is not None:
+                bus.emit(event)
+
     def batches(self, where: str, number: int) -> Iterator[tuple[int, Any, float]]:
         """Yield number, batch on its device, and the seconds it was waited for; end early where a stop came meanwhile.
 
@@ -101,6 +116,9 @@ class BaseLoop(ABC):
                 batch, waited = move(loaded), perf_counter() - asked
                 if may_leave_a_batch and self._stop_came_meanwhile():
                     return
+                self._steps += 1
+                if self._steps >= self._switch_timing_at:
+                    self._switch_timing()
                 yield batch_idx, batch, waited
                 asked = perf_counter()
         if batch_idx < 0:
@@ -126,6 +144,12 @@ class BaseLoop(ABC):
             yield position.skip(loader, iterator)
         finally:
             stop_loading(iterator)
+
+    def _switch_timing(self) -> None:
+        """Have the handlers of the 2nd, the 4th, ... the 64th and then of every 64th step timed, and no others."""
+        self._is_timed = not self._is_timed
+        self.context.bus.time_steps(self._is_timed)
+        self._switch_timing_at = self._steps + (1 if self._is_timed else min(self._steps - 1, TIMED_EVERY) - 1)
 
     def _stop_came_meanwhile(self) -> bool:
         thread = self.context.live_thread

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 __all__ = ("EvaluationLoop",)
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -54,13 +54,8 @@ class EvaluationLoop(BaseLoop):
         if self.emit(self.before) is not None:
             return {}
         self.emit(self.before_epoch)
-        model = self.context.model
-        was_training = model.training
-        model.eval()
-        try:
+        with _in_evaluation_mode(self.context.model):
             metrics = self._run_epoch()
-        finally:
-            model.train(was_training)
         if metrics is not None:
             self.emit(self.after_epoch, metrics=metrics)
         self.emit(self.after)
@@ -96,3 +91,16 @@ class EvaluationLoop(BaseLoop):
         if bus.has_subscribers(event_type):
             event: Event = event_type(epoch=progress.epoch, iter=progress.iter, **facts)
             bus.emit(event, {"runner": self.context.runner} | live)
+
+
+@contextmanager
+def _in_evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and each part of it back as it was: some may be frozen."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(modes[0][1])
+        for module, was_training in modes:
+            module.training = was_training

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from hookbus.errors import ConfigError
-from hookbus.events import AfterTrain, AfterTrainIter, BeforeTrain, BeforeTrainIter
+from hookbus.events import AfterTrain, AfterTrainIter, BeforeTrain, BeforeTrainIter, ScalarsLanded
 from hookbus.loops.base import BaseLoop, LoopContext
 from hookbus.steps import TrainStep
 
@@ -87,6 +87,7 @@ class TrainLoop(BaseLoop):
         if self.completed >= self.maximum and not progress.validation_due:
             return self._metrics
         self.context.hub.step = progress.iter
+        self.context.hub.take_landed()  # what an earlier run recorded is not news
         self.emit(BeforeTrain)
         self.runner.restore_randomness()
         if progress.validation_due:  # a checkpoint was taken, or a stop came, before it ran
@@ -94,9 +95,16 @@ class TrainLoop(BaseLoop):
         iterations_before = progress.iter
         self._train()
         self._warn_of_no_update(progress.iter - iterations_before)
+        self._tell_rest()
         self.emit(AfterTrain)
         self.context.live_thread.step_boundary()
         return self._metrics
+
+    def _tell_rest(self) -> None:
+        """Publish what is still on its way to the host, too."""
+        if self.context.bus.has_subscribers(ScalarsLanded):
+            self.context.hub.flush()
+            self.tell_landed()
 
     @abstractmethod
     def _train(self) -> None:
@@ -133,6 +141,7 @@ class TrainLoop(BaseLoop):
                 AfterTrainIter(epoch=epoch, iter=iteration, batch_idx=batch_idx, data_time=data_time),
                 {"runner": runner, "data_batch": batch, "outputs": outputs},
             )
+        self.tell_landed()
         progress.iter = iteration + 1
         progress.batch_idx = batch_idx + 1
         self.position.done += 1
@@ -150,6 +159,7 @@ class TrainLoop(BaseLoop):
         if not thread.stop_requested:
             self.context.progress.validation_due = False
             self._metrics = metrics or self._metrics
+            self.tell_landed()
         thread.step_boundary()
 
 

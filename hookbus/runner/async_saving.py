@@ -30,6 +30,10 @@ class Write:
     failed: Callable[[BaseException], None]
     answer: Acknowledgement[Path | None]
     """Told as soon as the outcome is known."""
+    written: Callable[[], int]
+    """Gives the bytes written so far; any thread may look."""
+    stall_timeout: float
+    """How many seconds the end of a run waits without a byte being written."""
 
 
 @dataclass
@@ -47,6 +51,8 @@ class _Pending:
     host: TrainingThread
     """Who is told when it is done; another one where a run ended before."""
     outcome: _Outcome | None = None
+    afterwards: Callable[[], None] = lambda: None
+    """What the writing thread does last."""
 
     def is_done(self) -> bool:
         return self.outcome is not None
@@ -58,11 +64,9 @@ class BackgroundWriter:
     Args:
         logger: is told where training has to wait.
         name: names the thread.
-        deadline: how many seconds the end of a run waits at most.
     """
 
-    def __init__(self, logger: RunLogger, name: str, deadline: float = 60.0) -> None:
-        self.deadline = deadline
+    def __init__(self, logger: RunLogger, name: str) -> None:
         self.waits = 0
         """How many times something had to wait for a checkpoint to be written."""
         self._logger = logger
@@ -92,6 +96,15 @@ class BackgroundWriter:
             pending.outcome = _Outcome(perf_counter(), path)
             answer.set_result(path)
         pending.host.request(self.settle, f"the outcome of saving {write.name}", outlasts_pauses=True)
+        pending.afterwards()
+
+    def afterwards(self, action: Callable[[], None]) -> None:
+        """Do something once nothing is being written: now, or later on the writing thread; it may happen twice."""
+        pending = self._pending
+        if pending is not None:
+            pending.afterwards = action  # before the look at the outcome: whichever comes second sees the other
+        if pending is None or pending.is_done():
+            action()
 
     def settle(self) -> None:
         """Look at what was written meanwhile; an error is raised here, as it came."""
@@ -120,23 +133,32 @@ class BackgroundWriter:
         self.settle()
 
     def finish(self, host: TrainingThread) -> None:
-        """Wait at the end of a run, for a limited time.
+        """Wait at the end of a run for as long as there is progress.
 
         Raises:
-            CheckpointWriteError: time is up; the thread goes on, and the process waits for it.
+            CheckpointWriteError: there was none for too long; the thread goes on, and the process waits for it.
         """
         pending = self._pending
         if pending is None:
             return
         if not pending.is_done():
-            self._logger.info("the run ends when %s is written; waiting for at most %g s", pending.write.name, self.deadline)
-        if not self._await(host, self.deadline):
+            self._logger.info("the run ends when %s is written", pending.write.name)
+        if not self._await_progress(host, pending.write):
             msg = (
-                f"{pending.write.name} is not written {self.deadline:g} s after the end of the run; "
+                f"not a byte of {pending.write.name} was written for {pending.write.stall_timeout:g} s at the end of the run; "
                 "it counts only once last_checkpoint names it, and the process waits for that"
             )
             raise CheckpointWriteError(msg)
         self.settle()
+
+    def _await_progress(self, host: TrainingThread, write: Write) -> bool:
+        """Wait for the outcome; return False where a whole span of `stall_timeout` brought no further byte."""
+        before = -1
+        while (now := write.written()) != before:
+            before = now
+            if self._await(host, write.stall_timeout):
+                return True
+        return False
 
     def _await(self, host: TrainingThread | None, timeout: float | None) -> bool:
         pending, thread = self._pending, self._thread

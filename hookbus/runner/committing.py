@@ -5,7 +5,7 @@ It knows nothing of the run, so it may happen on another thread than the one tha
 
 from __future__ import annotations
 
-__all__ = ("Commit", "Committer", "SaveRequest")
+__all__ = ("STALL_TIMEOUT", "Commit", "Committer", "SaveRequest")
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +18,10 @@ from hookbus.checkpoint.retention import GROUPS, groups_of, superseded
 
 if TYPE_CHECKING:
     from hookbus.types import HookLike
+
+
+STALL_TIMEOUT = 60.0
+"""Seconds without progress after which the end of a run waits no longer for a checkpoint, where nobody says otherwise."""
 
 
 class SaveRequest(NamedTuple):
@@ -40,6 +44,8 @@ class SaveRequest(NamedTuple):
     """Entries that it does not hold."""
     asynchronous: bool = False
     """Whether training goes on while it is written; at the boundary the state is only copied."""
+    stall_timeout: float = STALL_TIMEOUT
+    """How many seconds the end of a run waits for it without a single byte being written meanwhile."""
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 __all__ = ("run_awaited", "run_here")
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hookbus.bridge import CrossingCancelled, run_in_thread
 from hookbus.device import MainStream
 from hookbus.errors import RunAlreadyLive, describe_error
 from hookbus.events import AfterRun, BeforeRun, RunFailed
 from hookbus.loading import check_main_guard
+from hookbus.runner.cost_report import report_costs
 from hookbus.runner.signals import SignalGuard
 from hookbus.training_thread import TrainingThread
 
 if TYPE_CHECKING:
     from hookbus.runner.runner import Runner
     from hookbus.types import Backend
+
+T = TypeVar("T")
 
 
 def run_here(runner: Runner, name: str, backend: Backend) -> dict[str, Any]:
@@ -34,7 +37,7 @@ def run_here(runner: Runner, name: str, backend: Backend) -> dict[str, Any]:
 async def run_awaited(runner: Runner, name: str, *, handle_signals: bool = False) -> dict[str, Any]:
     """Run a loop on a thread of its own, joined at the end; awaited handlers run on the caller's event loop."""
     main_stream = MainStream()
-    thread = TrainingThread(runner.message_hub, runner.progress, main_stream, backend=None)
+    thread = _CancellableThread(runner.message_hub, runner.progress, main_stream, backend=None)
 
     def body() -> dict[str, Any]:
         with main_stream.on_this_thread(), runner.randomness.in_force(), thread.hosting():
@@ -42,6 +45,25 @@ async def run_awaited(runner: Runner, name: str, *, handle_signals: bool = False
 
     with SignalGuard(thread, runner.logger.warning, wanted=handle_signals):
         return await run_in_thread(thread.bridge, body, name=f"hookbus-{runner.experiment_name}", on_cancel=thread.cancel)
+
+
+class _CancellableThread(TrainingThread):
+    """A training thread that a cancellation ends as a stop does: with `AfterTrain`, and so with the last save that hooks want.
+
+    The bridge cancels what is awaited at that moment and until the stop takes effect: that is in the middle of an iteration, and
+    ends the run there. Afterwards nothing is cancelled, up to a deadline, so that the last handlers may be awaited, too.
+    """
+
+    _is_cancelled = False
+
+    def cancel(self) -> None:
+        """Stop the run; called on the event loop."""
+        self._is_cancelled = True
+        self.stop().forgive()
+
+    def cross(self, function: Callable[..., Awaitable[T]], *arguments: Any, closing: bool = False) -> T:
+        """Run a coroutine function on the home loop; shielded, where the cancellation has taken effect."""
+        return super().cross(function, *arguments, closing=closing or (self._is_cancelled and self.stop_requested))
 
 
 class _Run:
@@ -87,7 +109,11 @@ class _Run:
         if failure is not None and not isinstance(failure, CrossingCancelled):
             facts = self._describe(failure)
             failure = self._close(failure, "RunFailed", lambda: self._emit(RunFailed, **facts))
+        failure = self._close(failure, "the background handlers", self._runner.bus.drain)
         failure = self._close(failure, "AfterRun", lambda: self._emit(AfterRun, loop=self._name))
+        failure = self._close(failure, "the background handlers", self._runner.bus.drain)
+        failure = self._close(failure, "the background handlers", self._runner.bus.raise_background_errors)
+        self._runner._saver.release()  # only now, because handlers of AfterRun publish weights there
         self._report()
         try:
             if failure is not None:
@@ -96,7 +122,7 @@ class _Run:
             failure = None  # the traceback holds this frame: do not close a cycle
         return metrics
 
-    def _close(self, failure: BaseException | None, what: str, action: Callable[[], None]) -> BaseException | None:
+    def _close(self, failure: BaseException | None, what: str, action: Callable[[], object]) -> BaseException | None:
         """Do what closes a run; note on the failure what goes wrong meanwhile, or make it the failure."""
         try:
             action()
@@ -119,8 +145,11 @@ class _Run:
         return {"error_type": type(failure).__name__, "message": describe_error(failure), "handler": handler}
 
     def _report(self) -> None:
-        """Say what failed, so that nothing is swallowed."""
+        """Say what failed and what was lost, so that nothing is swallowed, and what the handlers cost."""
+        warn = self._runner.logger.warning
         for stats in self._runner.bus.stats():
             if stats.failures:
-                message = "%s failed %d of %d times on %s"
-                self._runner.logger.warning(message, stats.name, stats.failures, stats.calls, stats.event)
+                warn("%s failed %d of %d times on %s", stats.name, stats.failures, stats.calls, stats.event)
+            if stats.dropped:
+                warn("%s was too slow for %d of %d events of %s", stats.name, stats.dropped, stats.published, stats.event)
+        report_costs(self._runner, self._name)

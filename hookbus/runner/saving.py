@@ -6,7 +6,8 @@ __all__ = ("Saver",)
 
 import dataclasses
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +17,7 @@ import torch
 
 from hookbus._version import __version__
 from hookbus.checkpoint import CheckpointStore, load_checkpoint
+from hookbus.checkpoint.locking import DirectoryLocks
 from hookbus.checkpoint.places import directory_of
 from hookbus.checkpoint.staging import StagingArea
 from hookbus.distributed import is_main_process
@@ -54,6 +56,7 @@ class Saver:
         self._committer = Committer()
         self._writer = BackgroundWriter(runner.logger, runner.experiment_name)
         self._staging = StagingArea()
+        self._locks = DirectoryLocks(runner.logger.warning)
         self._newest: _Taken | None = None
 
     def stores(self) -> list[CheckpointStore]:
@@ -69,21 +72,49 @@ class Saver:
 
     def store_for(self, directory: Path | None) -> CheckpointStore:
         """Return the store of a directory; None means that of the work directory."""
-        return self.store if directory is None else CheckpointStore(directory, self.store.last_checkpoint_path)
+        if directory is None:
+            return self.store
+        return CheckpointStore(directory, self.store.last_checkpoint_path, files=self.store.files)
 
     def prepare(self, completed: int) -> None:
-        """Clean up after a crash, and set aside what lies ahead of this run: checkpoints of more iterations, or damaged ones.
-
-        A fresh run has completed 0, so the checkpoints of an earlier run go aside as a whole.
+        """Keep other runs out, and before the first run also make room: see `_make_room`.
 
         Raises:
             CheckpointWriteError: checkpoints could not be written, as a trial shows.
+            CheckpointsInUse: another live run writes there.
+            CheckpointReadError: one that is there could not be read, so that nobody knows whether it is sound.
         """
-        if self._is_prepared or not is_main_process():
+        if not is_main_process():
             return
+        stores = self.stores()
+        with self._kept_to_itself(stores):
+            if not self._is_prepared:
+                self._make_room(stores, completed)
+
+    @contextmanager
+    def _kept_to_itself(self, stores: Collection[CheckpointStore]) -> Iterator[None]:
+        """Lock directories: until `release` where a run is live, else for the moment."""
+        if not self._is_prepared:
+            for store in stores:
+                store.probe()
+        self._locks.take([store.directory for store in stores], self.store.files)
+        try:
+            yield
+        finally:
+            if self.host is None:
+                self._locks.release()
+
+    def release(self) -> None:
+        """Let other runs write where this one did; while something is still being written there, only after that."""
+        self._writer.afterwards(self._locks.release)
+
+    def _make_room(self, stores: Collection[CheckpointStore], completed: int) -> None:
+        """Clean up after a crash, and set aside what lies ahead of this run: checkpoints of more iterations, or damaged ones.
+
+        A fresh run has completed 0, so the checkpoints of an earlier run go aside as a whole.
+        """
         self._is_prepared = True
-        for store in self.stores():
-            store.probe()
+        for store in stores:
             for line in store.clean():
                 self._runner.logger.warning(line)
             ahead = [info.name for info in store.list() if info.iter > completed or completed == 0]
@@ -107,6 +138,7 @@ class Saver:
         self.wait(f"saving {request.name}")
         runner = self._runner
         runner.message_hub.update_info_dict({"epoch": runner.epoch, "iter": runner.iter})  # at a boundary they have moved
+        self._settle_hooks()
         checkpoint = self.assemble(request.leave_out)
         event = BeforeSaveCheckpoint(name=request.name, epoch=runner.epoch, iter=runner.iter)
         if runner.bus.emit(event, {"runner": runner, "checkpoint": checkpoint}) is not None or not is_main_process():
@@ -116,12 +148,18 @@ class Saver:
         if request.asynchronous and self.host is not None:
             return self._write_in_background(commit, taken, checkpoint, started)
         try:
-            path = self._committer.commit(commit, checkpoint)
+            with self._kept_to_itself([commit.store]):
+                path = self._committer.commit(commit, checkpoint)
         except Exception as error:
             self._failed(commit, error)
             raise
         self._committed(commit, taken, path, perf_counter() - started)
         return path
+
+    def _settle_hooks(self) -> None:
+        """Wait for background handlers of hooks whose state is about to be saved."""
+        stateful = set(map(id, self.keyed_hooks().values()))
+        self._runner.bus.drain(of=lambda subscription: id(getattr(subscription.handler, "__self__", None)) in stateful)
 
     def _commit_of(self, request: SaveRequest, taken: _Taken) -> Commit:
         commit = Commit(request, self.store_for(request.directory), *taken.step, self._group(request.owner))
@@ -139,6 +177,7 @@ class Saver:
         assert self.host is not None
         answer: Acknowledgement[Path | None] = Acknowledgement(f"writing {commit.request.name}")
         try:
+            self._locks.take([commit.store.directory], commit.store.files)
             staged = self._staging.stage(checkpoint)
             write = Write(
                 name=commit.request.name,
@@ -146,6 +185,8 @@ class Saver:
                 committed=lambda path, finished: self._committed(commit, taken, path, finished - started),
                 failed=lambda error: self._failed(commit, error),
                 answer=answer,
+                written=lambda: commit.store.files.written,
+                stall_timeout=commit.request.stall_timeout,
             )
             self._writer.begin(self.host, write)
         except Exception as error:
@@ -240,7 +281,7 @@ class Saver:
     def load(self, path: str | Path) -> dict[str, Any]:
         """Read a checkpoint, every byte verified; one that is being written is finished first."""
         self.wait(f"loading {path}")
-        return load_checkpoint(path)
+        return load_checkpoint(path, files=self.store.files)
 
 
 def _packed(hub_state: dict[str, Any]) -> dict[str, Any]:

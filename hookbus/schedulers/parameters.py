@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-_NOTES = ("initial_", "max_lr", "min_lr", "max_momentum", "base_momentum")
-"""How the keys begin under which schedulers keep notes of their own in the groups of an optimizer."""
+from hookbus.schedulers.scaling import NOTES
+
+_NOTES = ("initial_", "max_lr", "min_lr", "max_momentum", "base_momentum", *NOTES)
+"""How the keys begin under which schedulers, and ours, keep notes of their own in the groups of an optimizer."""
 
 
 class ParameterView(Optimizer):

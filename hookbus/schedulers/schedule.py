@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from hookbus.errors import ConfigError, MetricNotFound
 from hookbus.schedulers.parameters import ParameterView, values_kept
+from hookbus.schedulers.scaling import as_scheduled, is_scaled
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _PLAIN = (bool, int, float, str, list, tuple, type(None))
@@ -97,24 +98,32 @@ class ParamScheduler:
             self._step(self.scheduler, metrics)
 
     def _step(self, scheduler: LRScheduler, metrics: float | Tensor | None) -> None:
+        given = () if metrics is None or not isinstance(scheduler, ReduceLROnPlateau) else (metrics,)
         if self._view is not None:
             self._view.step()
-        if isinstance(scheduler, ReduceLROnPlateau) and metrics is not None:
-            scheduler.step(metrics)
-        else:
-            scheduler.step()
-        if self._view is not None:
+            scheduler.step(*given)
             self._view.write()
+        elif is_scaled(self.optimizer):
+            with as_scheduled(self.optimizer):
+                scheduler.step(*given)
+        else:
+            scheduler.step(*given)
 
     def _start(self) -> None:
         """Make the torch scheduler, which sets its first value at once."""
         if self.param_name == "lr":
-            self.scheduler = self._make(self.optimizer)
+            with as_scheduled(self.optimizer):
+                self.scheduler = self._make(self.optimizer)
         else:
             self._view = ParameterView(self.optimizer, self.param_name)
             self.scheduler = self._make(self._view)
             self._view.write()
             self._view.write_base()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has taken its last step."""
+        return self.end is not None and self.completed >= self.end
 
     @property
     def description(self) -> dict[str, Any]:

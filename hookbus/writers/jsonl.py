@@ -5,9 +5,10 @@ from __future__ import annotations
 __all__ = ("JsonlWriter",)
 
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from hookbus._strict_json import strict_json
+from hookbus.writers._appending import AppendedFile
 from hookbus.writers.base import Record, RunPlace, Writer
 
 
@@ -16,7 +17,7 @@ class JsonlWriter(Writer):
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._file: BinaryIO | None = None
+        self._file: AppendedFile | None = None
 
     def open(self, place: RunPlace) -> None:
         """Write into the directory of this start; the file is made with the first record."""
@@ -25,11 +26,10 @@ class JsonlWriter(Writer):
 
     def write(self, record: Record) -> None:
         """Append one line."""
-        if self._file is None:
-            assert self._path is not None
-            self._file = self._path.open("ab")
-        self._file.write(strict_json(_line(record)) + b"\n")
-        self._file.flush()
+        file = self._file
+        if file is None or file.is_deleted:
+            file = self._start()
+        file.append(strict_json(line_of(record)) + b"\n")
 
     def close(self) -> None:
         """Close the file; a later record opens it again."""
@@ -37,8 +37,15 @@ class JsonlWriter(Writer):
             self._file.close()
             self._file = None
 
+    def _start(self) -> AppendedFile:
+        assert self._path is not None
+        self.close()
+        file = self._file = AppendedFile(self._path)
+        file.end_line()
+        return file
 
-def _line(record: Record) -> dict[str, Any]:
+
+def line_of(record: Record) -> dict[str, Any]:
     """Return what a line holds; a value named like one of its counters gets its mode before its name."""
     place = {"mode": record.mode, "epoch": record.epoch, "iter": record.iter}
     return place | {f"{record.mode}/{key}" if key in place else key: value for key, value in record.values.items()}

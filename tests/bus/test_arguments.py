@@ -59,8 +59,8 @@ def test_a_handler_gets_what_it_names_in_any_order() -> None:
 def test_a_dispatcher_that_swaps_arguments_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check above fails on one that passes arguments in another order."""
 
-    def swapped(handler: Callable[..., Any], event_type: type[Event], name: str) -> CallPlan:
-        plan = bind_arguments(handler, event_type, name)
+    def swapped(handler: Callable[..., Any], event_type: type[Event], name: str, *, with_live: bool = True) -> CallPlan:
+        plan = bind_arguments(handler, event_type, name, with_live=with_live)
         return CallPlan(", ".join(reversed(plan.arguments.split(", "))), plan.live_names)
 
     monkeypatch.setattr("hookbus.bus.checks.bind_arguments", swapped)

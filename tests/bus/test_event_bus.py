@@ -770,7 +770,7 @@ def test_publish_counts_survive_in_a_state_dict() -> None:
         ({"on_error": "lag"}, SubscriptionError, "did you mean 'log'"),
         ({"priority": "HIHG"}, ConfigError, "did you mean 'HIGH'"),
         ({"priority": 101}, ConfigError, "between 0"),
-        ({"background": True}, NotImplementedError, "background"),
+        ({"background": 3}, SubscriptionError, "background must be True, False or Background"),
     ],
 )
 def test_an_option_that_does_not_fit_is_refused_at_once(options: dict[str, Any], error: type[Exception], text: str) -> None:

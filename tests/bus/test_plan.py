@@ -10,7 +10,7 @@ from typing import Any
 import anyio.lowlevel
 import pytest
 
-import hookbus.bus.event_bus
+import hookbus.bus.subscribing
 from hookbus.bus import EventBus, Subscription
 from hookbus.events import (
     MOUNT_POINTS,
@@ -68,7 +68,7 @@ def test_handlers_run_by_priority_then_by_subscription(backend: Backend, lanes: 
 
 def test_a_bus_that_does_not_sort_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check above fails on one that keeps the order of subscription, and on one that turns ties around."""
-    monkeypatch.setattr(hookbus.bus.event_bus, "insort", lambda handlers, new, key: handlers.append(new))
+    monkeypatch.setattr(hookbus.bus.subscribing, "insort", lambda handlers, new, key: handlers.append(new))
     with pytest.raises(AssertionError):
         check_order(EventBus(), list(reversed(Priority)), ["inline"])
 
@@ -76,7 +76,7 @@ def test_a_bus_that_does_not_sort_is_found_out(monkeypatch: pytest.MonkeyPatch) 
         handlers.append(new)
         handlers.sort(key=lambda subscription: (subscription.priority, -subscription.order))
 
-    monkeypatch.setattr(hookbus.bus.event_bus, "insort", ties_reversed)
+    monkeypatch.setattr(hookbus.bus.subscribing, "insort", ties_reversed)
     with pytest.raises(AssertionError):
         check_order(EventBus(), list(Priority), ["inline"])
 

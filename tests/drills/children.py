@@ -41,7 +41,7 @@ class Ended:
 class Child:
     """A forked process that runs one task; what it prints is lost."""
 
-    def __init__(self, task: Callable[[], object]) -> None:
+    def __init__(self, task: Callable[[], object], limit: int = LIMIT) -> None:
         if not hasattr(os, "fork"):
             msg = "this system cannot fork"
             raise Skipped(msg)
@@ -49,7 +49,7 @@ class Child:
         gc.freeze()  # what no collection looks at stays shared with the child
         self.pid = os.fork()
         if self.pid == 0:
-            _run(task, answer)
+            _run(task, answer, limit)
         os.close(answer)
 
     def kill(self) -> None:
@@ -69,8 +69,8 @@ def in_child(task: Callable[[], object]) -> Ended:
     return Child(task).join()
 
 
-def _run(task: Callable[[], object], answer: int) -> None:
-    signal.alarm(LIMIT)
+def _run(task: Callable[[], object], answer: int, limit: int) -> None:
+    signal.alarm(limit)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)

@@ -1,4 +1,7 @@
-"""Drill 1: `kill -9` at every file operation, of a first save, a later one, one that replaces, a removal and a clean-up."""
+"""Drill 1: `kill -9` at every file operation of a first save, a later one, one that replaces, a removal and a clean-up.
+
+Once more at every system call, where the machine can: `tests.drills.preload`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,11 @@ from tests.checkpoint.builders import FaultyFiles, make_store
 from tests.drills.children import in_child
 from tests.drills.drill import Drill, Spec
 from tests.drills.faults import KILLED, DeadlyCopyingFiles, DeadlyFiles
+from tests.drills.preload import cross_check
 from tests.drills.states import check_disk, save
+
+SHIM_SHARE = 0.4
+"""The share of the time in which the process dies at system calls instead."""
 
 
 class Situation(NamedTuple):
@@ -50,13 +57,13 @@ def _save_linked(store: CheckpointStore) -> None:
 
 
 def _publish(store: CheckpointStore) -> None:
-    publish_weights(store.directory / "iter_1", files=store._files)
+    publish_weights(store.directory / "iter_1", files=store.files)
 
 
 def run(drill: Drill) -> None:
     """Die once at each operation of each situation, and look at the disk."""
     killing = DeadlyCopyingFiles if drill.is_broken else DeadlyFiles
-    for title, situation in drill.within(SITUATIONS.items()):
+    for title, situation in drill.within(SITUATIONS.items(), 1 - SHIM_SHARE):
         number = 0
         while _dies(drill, title, situation, killing, number := number + 1):
             pass
@@ -64,11 +71,13 @@ def run(drill: Drill) -> None:
     _check_clean_up(drill, killing)
     if not drill.is_broken:
         _check_that_nothing_else_writes(drill)
+    if not (drill.is_broken and drill.wrong):
+        cross_check(drill, drill.seconds * SHIM_SHARE)
 
 
 def _dies(drill: Drill, title: str, situation: Situation, killing: type[DeadlyFiles], number: int) -> bool:
     """Say whether there was an operation with the number to die at."""
-    work_dir = _prepared(drill, situation.before)
+    work_dir = prepared(drill, situation.before)
     ended = in_child(lambda: situation.act(make_store(work_dir, killing(number))) and None)
     drill.check(ended.code in (0, KILLED), f"{title}, operation {number}: ended with {ended.code}: {ended.error}")
     check_disk(drill, work_dir, situation.surviving, f"{title}, dead at operation {number}")
@@ -78,7 +87,7 @@ def _dies(drill: Drill, title: str, situation: Situation, killing: type[DeadlyFi
 
 def _check_clean_up(drill: Drill, killing: type[DeadlyFiles]) -> None:
     """The clean-up after a crash may be killed as well, again and again."""
-    work_dir = _prepared(drill, (1, 2))
+    work_dir = prepared(drill, (1, 2))
     _crash_while_replacing(work_dir)
     for number in drill.within(range(1, 100)):
         ended = in_child(lambda: make_store(work_dir, killing(number)).clean() and None)  # noqa: B023  it runs at once
@@ -88,7 +97,8 @@ def _check_clean_up(drill: Drill, killing: type[DeadlyFiles]) -> None:
     check_disk(drill, work_dir, {"iter_1": {1}}, "dead at each operation of a clean-up")
 
 
-def _prepared(drill: Drill, steps: tuple[int, ...]) -> Path:
+def prepared(drill: Drill, steps: tuple[int, ...]) -> Path:
+    """Return the directory of a run that has taken the checkpoints of these steps."""
     work_dir = drill.fresh()
     for step in steps:
         save(make_store(work_dir), step)
@@ -98,7 +108,7 @@ def _prepared(drill: Drill, steps: tuple[int, ...]) -> Path:
 def _check_that_nothing_else_writes(drill: Drill) -> None:
     """Every change of the disk goes through the counted operations; else dying at each of them would show nothing."""
     for title, situation in SITUATIONS.items():
-        work_dir = _prepared(drill, situation.before)
+        work_dir = prepared(drill, situation.before)
         counting = FaultyFiles()
         with _changes_below(work_dir) as seen:
             situation.act(make_store(work_dir, counting))

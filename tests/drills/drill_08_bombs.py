@@ -70,6 +70,8 @@ def _bombs(directory: Path) -> Iterator[Bomb]:
 def _foreign(directory: Path) -> Iterator[Bomb]:
     contents = {
         "overlapping.pth": _overlapping(),
+        "bytearray.pth": _pickled(_LongBytes()),
+        "bytearray_early_format.pth": _pickled(_LongBytes(), _use_new_zipfile_serialization=False),
         "repeated.safetensors": _header({f"t{i}": _tensor([LARGE], 0, LARGE) for i in range(3)}, 64),
         "huge_header.safetensors": HUGE.to_bytes(8, "little") + b"{}",
         "long_header.safetensors": (1 << 40).to_bytes(8, "little") + b"{" * 64,
@@ -85,9 +87,16 @@ def _foreign(directory: Path) -> Iterator[Bomb]:
     yield "deflated.pth", import_weights, directory / "deflated.pth"
 
 
-def _pickled(content: object) -> bytes:
+class _LongBytes:
+    """Becomes as many bytes as its pickle says, and torch makes them."""
+
+    def __reduce__(self) -> Any:
+        return (bytearray, (LARGE,))
+
+
+def _pickled(content: object, **options: Any) -> bytes:
     stream = io.BytesIO()
-    torch.save({"weight": content}, stream)
+    torch.save({"weight": content}, stream, **options)
     return stream.getvalue()
 
 

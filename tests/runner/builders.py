@@ -103,7 +103,7 @@ def at_iter(number: int, action: Callable[[], object]) -> Callable[..., None]:
 def checkpoints(work_dir: Path) -> list[str]:
     """Return the names of the committed checkpoints."""
     directory = work_dir / "checkpoints"
-    return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+    return sorted(path.name for path in directory.iterdir() if path.name != ".lock") if directory.exists() else []
 
 
 def read_records(runner: Runner) -> list[dict[str, Any]]:

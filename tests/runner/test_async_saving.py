@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hookbus.checkpoint import CheckpointStore, Files, load_checkpoint, verify_checkpoint
-from hookbus.errors import CheckpointWriteError, Skip
+from hookbus.errors import CheckpointsInUse, CheckpointWriteError, Skip
 from hookbus.events import (
     AfterRun,
     AfterTrain,
@@ -307,19 +307,53 @@ async def test_a_cancelled_run_waits_as_well(tmp_path: Path) -> None:
 def test_the_end_of_a_run_does_not_wait_for_ever(tmp_path: Path) -> None:
     """The error says so; what is written in the end counts, and the next run begins behind it."""
     files = SlowFiles()
-    runner = make(tmp_path, dict(interval=2), files)
-    runner._saver._writer.deadline = 0.01
-    with pytest.raises(CheckpointWriteError, match=r"epoch_2 is not written 0\.01 s after the end of the run"):
+    runner = make(tmp_path, dict(interval=2, stall_timeout=0.01), files)
+    with pytest.raises(CheckpointWriteError, match=r"not a byte of epoch_2 was written for 0\.01 s at the end of the run"):
         runner.train()
     assert checkpoints(tmp_path) != ["epoch_2"]
+    with pytest.raises(CheckpointsInUse):  # it is still being written
+        make(tmp_path, dict(interval=2)).train()
     files.may_write.set()
     seen = record(runner.bus, SaveEvent)
     runner.train_loop.max_epochs = 3
-    runner._saver._writer.deadline = PATIENCE
+    runner.hooks[-1].stall_timeout = PATIENCE  # type: ignore[attr-defined]
     runner.train()
     assert checkpoints(tmp_path) == ["epoch_2", "epoch_3"]
     committed = [event for event in seen if isinstance(event, CheckpointCommitted)]
     assert [event.name for event in committed] == ["epoch_2", "epoch_3"]
+
+
+class Growing(SlowFiles):
+    """Bytes are written between any two looks; after a number of looks, everything is."""
+
+    looks = 0
+
+    @property
+    def written(self) -> int:
+        """How many bytes, by now."""
+        self.looks += 1
+        if self.looks == 30:
+            self.may_write.set()
+        return self.looks
+
+    @written.setter
+    def written(self, number: int) -> None:
+        """Count something else."""
+
+
+def test_the_end_of_a_run_waits_for_as_long_as_there_is_progress(tmp_path: Path) -> None:
+    """Thirty times as long as a stall may be; without progress that is an error, as the test above shows."""
+    files = Growing()
+    make(tmp_path, dict(interval=2, stall_timeout=0.01), files).train()
+    assert files.looks >= 30
+    assert checkpoints(tmp_path) == ["epoch_2"]
+
+
+def test_what_is_written_is_counted(tmp_path: Path) -> None:
+    """So that whoever waits sees progress."""
+    files = Files()
+    make(tmp_path, dict(interval=2), files).train()
+    assert files.written > sum(path.stat().st_size for path in (tmp_path / "checkpoints" / "epoch_2").iterdir())
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from hookbus.types import Mode
 from hookbus.writers import Record, RunPlace, TensorboardWriter
 from tests.runner.builders import at_iter, make_runner, read_records
 from tests.writers.event_files import Point, curves, event_files, is_single, purges, read_events
+from tests.writers.waiting import comes_true
 
 LOGGER = logging.getLogger("tests.writers")
 
@@ -52,7 +53,7 @@ def test_training_and_validation_are_different_curves_over_one_axis(tmp_path: Pa
         losses = [record["loss"] for record in records if record["mode"] == mode]
         assert [point.step for point in points] == steps
         assert all(is_single(point.value, loss) for point, loss in zip(points, losses, strict=True))
-    assert {tag.split("/")[0] for tag in found} == {"train", "val", "test"}
+    assert {tag.split("/")[0] for tag in found} == {"train", "val", "test", "_hparams_"}
     assert {"train/lr", "train/time", "train/data_time", "val/time"} <= found.keys()
 
 
@@ -196,14 +197,15 @@ def test_without_a_record_there_is_no_file(tmp_path: Path) -> None:
 def test_what_was_written_is_there_after_a_validation(tmp_path: Path) -> None:
     """A TensorBoard that watches need not wait for the end of the run."""
     runner = make_watched_runner(tmp_path)
-    seen: list[list[int]] = []
+    found: list[bool] = []
 
-    def look() -> None:
-        seen.append([point.step for point in curves(runner.log_dir)["train/loss"]])
+    def is_there() -> bool:
+        directory = runner.log_dir / "tensorboard"
+        return directory.exists() and [point.step for point in curves(runner.log_dir).get("train/loss", ())][:3] == [1, 2, 3]
 
-    runner.bus.subscribe(AfterTrainIter, at_iter(4, look))
+    runner.bus.subscribe(AfterTrainIter, at_iter(4, lambda: found.append(comes_true(is_there))))
     runner.train()
-    assert seen[0][:3] == [1, 2, 3]
+    assert found == [True]
 
 
 def test_tensorboard_is_imported_by_the_first_record_only() -> None:

@@ -1,0 +1,71 @@
+"""The pump: lives on the home event loop, hands out what lies in the outbox, and starts consumers for who needs one."""
+
+from __future__ import annotations
+
+__all__ = ("POLL", "Pump")
+
+import anyio
+import anyio.abc
+
+from hookbus.bus.arguments import is_async
+from hookbus.bus.consumers import WorkerThread, consume
+from hookbus.bus.outbox import Outbox
+from hookbus.hub import MessageHub
+
+POLL = 0.01
+"""Seconds between two looks while events come."""
+
+
+class Pump:
+    """Serves the outbox of whatever bus its host is given."""
+
+    def __init__(self) -> None:
+        self._outbox: Outbox | None = None
+        self.hub: MessageHub | None = None
+        """What handlers get as `hub`."""
+        self._called: anyio.Event | None = None
+        self._workers: list[WorkerThread] = []
+
+    def attach(self, outbox: Outbox, hub: MessageHub) -> None:
+        """Begin to serve an outbox, whose handlers get that hub."""
+        self._outbox, self.hub = outbox, hub
+
+    def detach(self) -> list[WorkerThread]:
+        """End serving; return the threads that were started, to be joined."""
+        self._outbox = self.hub = None
+        workers, self._workers = self._workers, []
+        return workers
+
+    def call(self) -> None:
+        """Wake the pump; on its loop."""
+        if self._called is not None:
+            self._called.set()
+
+    async def run(self) -> None:
+        """Pump until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                self._called = anyio.Event()  # before looking: who puts something from here on wakes us again
+                outbox = self._outbox
+                if outbox is None:
+                    await self._called.wait()
+                elif self._serve(outbox, tasks):
+                    await anyio.sleep(POLL)
+                else:
+                    outbox.is_unattended = True
+                    if not outbox:  # else something came in between, and nobody was told
+                        await self._called.wait()
+
+    def _serve(self, outbox: Outbox, tasks: anyio.abc.TaskGroup) -> bool:
+        found = outbox.hand_out()
+        while outbox.newcomers:
+            found = True  # a publisher may have handed out itself
+            subscription = outbox.newcomers.popleft()
+            assert self.hub is not None
+            if is_async(subscription.handler):
+                tasks.start_soon(consume, subscription, outbox, self.hub)
+            else:
+                worker = WorkerThread(subscription, outbox, self.hub)
+                self._workers.append(worker)
+                worker.start()
+        return found

@@ -1,0 +1,1 @@
+"""Tests of what hookbus offers for tests."""
