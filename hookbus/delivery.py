@@ -22,6 +22,8 @@ from hookbus.events import Event, HistogramsTaken, ImagesDrawn, LogRecorded
 from hookbus.writers.base import RunPlace, Writer
 
 LANE = Background(maxsize=1024, overflow="drop_oldest")
+GRACE = 1.0
+"""Seconds that a writer has at the end of a run for the record it is at, when the bus does not wait for it any longer."""
 
 
 class DeliveryStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +59,8 @@ class Delivery:
         """Held while the writer is called: images and records come on threads of their own."""
         self._failed = 0
         self._final: DeliveryStats | None = None
-        self._closing: threading.Thread | None = None
+        self._is_closed = True
+        self._is_stuck = False
         self._attempt(self._open, lost=0)
         self._intakes = [_Intake(bus, self.name, *wanted) for wanted in self._wanted()]
         self._hooks = [bus.add_hook(hook) for hook in writer.hooks()]
@@ -111,34 +114,44 @@ class Delivery:
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
-    def begin_closing(self, deadline: float, done: Callable[[], object]) -> None:
-        """Return at once; elsewhere write what waits, until `deadline` on the monotonic clock, close the writer, call `done`."""
+    def begin_closing(self, done: Callable[[], object]) -> None:
+        """Return at once; elsewhere take nothing more, close the writer, and call `done`, also where that has to wait for long.
+
+        The bus has waited for what was published, for as long as it does at the end of a run.
+        """
         for hooks in self._hooks:
             hooks.cancel()
         name = f"hookbus-closing-{self.name}"
-        self._closing = threading.Thread(target=self._close, args=(deadline, done), name=name, daemon=True)  # it may never end
-        self._closing.start()
+        self._is_closed = False
+        threading.Thread(target=self._close, args=(done,), name=name, daemon=True).start()  # it may never end
 
-    def _close(self, deadline: float, done: Callable[[], object]) -> None:
+    def _close(self, done: Callable[[], object]) -> None:
+        deadline = time.monotonic() + GRACE
         for intake in self._intakes:
             intake.drain(deadline)
             intake.end()
-        with self._busy:
+        if not self._busy.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            self._is_stuck = True
+            done()
+            self._busy.acquire()
+        try:
             self._attempt(self._writer.close, lost=self._failed)
-        self._closing = None
+        finally:
+            self._busy.release()
+        self._is_closed = True
         done()
 
     @property
     def is_closed(self) -> bool:
-        """Whether the writer has let go of its destination."""
-        return self._closing is None
+        """Whether the writer has let go of its destination, or hangs so that nobody should wait for that."""
+        return self._is_closed or self._is_stuck
 
     def end(self) -> None:
         """Report what was lost; what is not written by now counts as dropped."""
         stats = self.stats()
         self._final = msgspec.structs.replace(stats, dropped=stats.dropped + stats.pending, pending=0)
         self._troubles.sum_up(stats.published, stats.failed, self._final.dropped)
-        if not self.is_closed:
+        if not self._is_closed:
             self._place.logger.warning("%s still writes and is left behind; it may never come back", self.name)
 
     def stats(self) -> DeliveryStats:

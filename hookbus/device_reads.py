@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from hookbus import _scalars
 from hookbus.bus import EventBus, Subscription
@@ -150,14 +150,27 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self._subscription = subscription
         self._book = book
+        self._left_open: set[TorchFunctionMode] = set()
+        """Modes in which coroutines of this handler wait."""
+
+    def __enter__(self) -> _Watch:
+        """Take a place on the stack of modes, below those that a coroutine has brought along from its last step."""
+        brought = []
+        while (stack := _get_current_function_mode_stack()) and stack[-1] in self._left_open:  # type: ignore[no-untyped-call]
+            brought.append(_pop_mode())  # type: ignore[no-untyped-call]
+        self._left_open.difference_update(brought)
+        for mode in (self, *reversed(brought)):
+            _push_mode(mode)  # type: ignore[no-untyped-call]
+        return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the stack of modes, from wherever in it: a coroutine that waits may have left its own on top."""
-        above = []
+        """Leave the stack, from wherever in it: `with torch.device(...)`, for one, blindly takes off what is on top."""
+        left = []
         while (mode := _pop_mode()) is not self:  # type: ignore[no-untyped-call]
-            above.append(mode)
-        for mode in reversed(above):
+            left.append(mode)
+        for mode in reversed(left):
             _push_mode(mode)  # type: ignore[no-untyped-call]
+        self._left_open.update(left)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

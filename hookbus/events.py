@@ -396,6 +396,7 @@ class ControlApplied(Event):
     requested_by: str
     """Who called it: what the caller said, else the function and its thread or task."""
     live: ClassVar[tuple[str, ...]] = ("runner",)
+    counted: ClassVar[tuple[str, int] | None] = ("iter", 0)  # not the publishes: a checkpoint is that of a run without controls
 
 
 class AfterTrain(PhaseEvent):

@@ -23,6 +23,9 @@ from hookbus.errors import describe_error
 
 T = TypeVar("T")
 
+LOOK_AGAIN = 0.1
+"""Seconds after which a waiting thread looks up: a signal that arrives just as a wait begins does not end that wait."""
+
 _logger = logging.getLogger("hookbus")
 
 
@@ -183,8 +186,8 @@ class Mailbox:
             if left is not None and left <= 0:
                 return False
             try:
-                letter = self._letters.get(timeout=left)
+                letter = self._letters.get(timeout=LOOK_AGAIN if left is None else min(left, LOOK_AGAIN))
             except Empty:
-                return done()
+                continue
             letter()
         return True

@@ -17,6 +17,7 @@ from _thread import get_ident
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from hookbus._current import current_hub, current_writing
@@ -27,15 +28,13 @@ from hookbus.bus.pump import Pump
 from hookbus.device import MainStream
 from hookbus.errors import RunEnded, WouldDeadlock
 from hookbus.hub import MessageHub
+from hookbus.loop_lag import measure_lag
 from hookbus.mailbox import Acknowledgement, Mailbox
 from hookbus.progress import Progress
 from hookbus.types import Backend
 
 T = TypeVar("T")
 
-
-LOOK_AGAIN = 0.1
-"""Seconds after which a paused run looks up: a signal that arrives just as a wait begins does not end that wait."""
 
 LATER_ONES = 16
 """How many requests that are made while others are carried out have their turn at the same place; the next ones wait for the
@@ -82,7 +81,8 @@ class TrainingThread:
         self.thread_id = get_ident()
         self.mailbox = Mailbox()
         self.pump = Pump()
-        self.bridge = Bridge(self.mailbox, services=(self.pump.run,))
+        in_service = () if backend is not None else (partial(measure_lag, hub),)
+        self.bridge = Bridge(self.mailbox, services=(self.pump.run, *in_service))
         self.stop_requested = False
         """Whether a stop has taken effect; the loops leave at once."""
         self.is_paused = False
@@ -161,7 +161,7 @@ class TrainingThread:
     def _pause_if_asked(self, *queues: deque[_Request]) -> None:
         """Wait while the run is paused; what the queues get meanwhile takes effect at once."""
         while self.is_paused and not self.stop_requested and not self._cancelled:
-            self.mailbox.wait(lambda: self._cancelled or any(queues), LOOK_AGAIN)
+            self.mailbox.wait(lambda: self._cancelled or any(queues))
             self.safe_point()  # nothing was served where something had been asked for already
             self._carry_out(*queues)
         if self._cancelled:

@@ -190,7 +190,7 @@ def test_a_shared_weight_is_averaged_once_and_stays_shared() -> None:
     average = AveragedWeights(model, ExponentialMovingAverage(0.1))
     average.update()
     state = average.state_dict()
-    assert state["0.weight"].data_ptr() == state["1.weight"].data_ptr() != model[0].weight.data_ptr()
+    assert state["0.weight"].data_ptr() == state["1.weight"].data_ptr() != model.get_parameter("0.weight").data_ptr()
     average.exchange()
     average.restore()
     assert model[0].weight is model[1].weight

@@ -41,6 +41,7 @@ LAYERS = {
     "hub": 2,
     "bus": 3,
     "worker_hub": 3,
+    "loop_lag": 3,
     "device": 4,
     "device_reads": 5,
     "checkpoint": 4,

@@ -35,13 +35,13 @@ def draw_panel(axes: Axes, panel: Panel, marks: Marks = ()) -> None:
         _draw_line(axes, line)
     _set_limits(axes, panel)
     if panel.best is not None:
-        axes.plot(*panel.best, marker="o", markersize=9, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.1)
+        axes.plot(*panel.best, marker="o", markersize=9, markerfacecolor="none", markeredgecolor=INK, clip_on=False)
     _label_lines(axes, panel)
     _mark_checkpoints(axes, marks)
 
 
 def draw_costs(axes: Axes, costs: Sequence[HandlerCost]) -> None:
-    """Draw a bar for each handler, the dearest at the top, with its share of a step and its time per call."""
+    """Draw a bar for each handler, the dearest at the top, with its share of the time and its time per call."""
     longest = max(cost.share for cost in costs) or max(cost.seconds for cost in costs) or 1.0
     has_shares = any(cost.share for cost in costs)
     for row, cost in enumerate(costs):

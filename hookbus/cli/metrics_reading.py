@@ -63,15 +63,20 @@ class Metrics:
                 self.cut(iteration)
             self.interval = iteration - self.iter if iteration > self.iter else self.interval
             self.epoch, self.iter = record["epoch"], iteration
-        values = {name.removeprefix(f"{mode}/"): value for name, value in record.items() if name not in _COUNTERS}
+        values = {name: value for name, value in record.items() if name not in _COUNTERS}
         if mode == "train" and "eta" in values:
             eta = _number(values.pop("eta"))
             self.eta = None if eta != eta else eta
         if mode == "test":
-            self.test, self.test_iter = values, iteration
+            self.test, self.test_iter = {_bare(mode, name): value for name, value in values.items()}, iteration
             return
+        curves = self.curves
         for name, value in values.items():
-            self._add(mode, name, iteration, value)
+            series = curves.get((mode, name))
+            if series is not None and type(value) is float:  # nearly always, and a long run has millions
+                series.append(iteration, value)
+            else:
+                self._add(mode, _bare(mode, name), iteration, value)
 
     def _add(self, mode: str, name: str, iteration: int, value: Any) -> None:
         number = _number(value)
@@ -152,6 +157,11 @@ def _leniently_decoded(line: bytes) -> Any:
 
 def _counts(record: dict[str, Any], key: str) -> bool:
     return type(record.get(key)) is int and 0 <= record[key] < _LARGEST
+
+
+def _bare(mode: str, name: str) -> str:
+    """Return a name without its mode, which `log_with_hierarchy` puts before it."""
+    return name.removeprefix(f"{mode}/")
 
 
 def _number(value: Any) -> float | None:

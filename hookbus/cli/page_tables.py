@@ -24,7 +24,7 @@ Cell = tuple[str, str]
 
 
 def cost_table(costs: HandlerCosts) -> Iterator[str]:
-    """Yield what each handler cost, the dearest first, with a bar for its share of a step."""
+    """Yield what each handler cost, the dearest first, with a bar for its share of the time."""
     if not costs.entries:
         yield f'<p class="note">{escape(costs.problem)}.</p>'
         return
@@ -36,7 +36,7 @@ def cost_table(costs: HandlerCosts) -> Iterator[str]:
         names = [_text(cost.handler), _text(cost.event), _text(cost.lane)]
         numbers = [_number(number_in_words(cost.calls)), _number(per_call), _number(seconds_in_words(cost.seconds))]
         rows.append([*names, *numbers, ("share", bar)])
-    yield from _table(["handler", "event", "lane", "calls", "per call", "in all", "share of a step"], rows, numeric=(3, 4, 5))
+    yield from _table(["handler", "event", "lane", "calls", "per call", "in all", "share of the time"], rows, numeric=(3, 4, 5))
     yield from _left_out(len(costs.entries), _MOST_HANDLERS, "handlers")
 
 

@@ -21,6 +21,7 @@ _ROLES: tuple[Role, ...] = ("first", "second", "third")
 _TIMES = ("time", "data_time")
 _LOG_SCALE_FROM = 50.0
 """How many times the least value the greatest one must be for a logarithmic scale."""
+_LEAST_ON_LOG_SCALE = 1e-200
 _OUTLIER = 3.0
 """How many times the 99th percentile a time must be to be left above the picture."""
 
@@ -138,7 +139,7 @@ def _top(points: Points) -> tuple[float | None, list[str]]:
     if usual <= 0 or highest < _OUTLIER * usual:
         return None, []
     at = int(points.iters[np.nanargmax(points.high)])
-    return 1.25 * usual, [f"off the scale: up to {seconds_in_words(highest)}, at iteration {number_in_words(at)}"]
+    return 1.25 * usual, [f"up to {seconds_in_words(highest)} at iteration {number_in_words(at)}"]
 
 
 def _best(points: Points, name: str) -> tuple[int, float] | None:
@@ -155,8 +156,8 @@ def _best(points: Points, name: str) -> tuple[int, float] | None:
 
 def _spans_magnitudes(lines: Iterable[Line]) -> bool:
     """Say whether values are all positive and so different that a linear scale shows the greatest ones only."""
-    finite = np.concatenate([values[np.isfinite(values)] for line in lines for values in (line.points.low, line.points.high)])
-    return len(finite) > 0 and finite.min() > 0 and finite.max() / _LOG_SCALE_FROM >= finite.min()
+    finite = np.concatenate([line.points.mean[np.isfinite(line.points.mean)] for line in lines])
+    return len(finite) > 0 and finite.min() > _LEAST_ON_LOG_SCALE and finite.max() / _LOG_SCALE_FROM >= finite.min()
 
 
 def _notes(lines: Iterable[Line]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hookbus.cli.handler_costs import COSTS_FILE
 from hookbus.cli.metrics_reading import Metrics
 from hookbus.cli.run_directory import LOG_FILE, METRICS_FILE, RUN_FILE, began_at
 from hookbus.cli.words import shortened, span_in_words
@@ -74,7 +75,7 @@ def state_of(newest: Start, metrics: Metrics, now: datetime.datetime) -> RunStat
     """Say what has become of a run.
 
     What `run.json` says of the end counts first, then an error in the log, then whether the newest record was one of the last
-    of the run, and then how long nothing has been written.
+    of the run, whether the end of a run has left its file, and how long nothing has been written.
     """
     declared, reason = newest.facts.get("state"), newest.facts.get("error")
     if declared in ("finished", "failed", "stopped"):
@@ -86,6 +87,8 @@ def state_of(newest: Start, metrics: Metrics, now: datetime.datetime) -> RunStat
     silence = max(0.0, (now - written).total_seconds()) if written else float("inf")
     if _is_at_its_end(metrics):
         return RunState("finished", "the newest record is the last one of training")
+    if _has_ended(newest.log_dir):
+        return RunState("ended", "the run is over; whether by an error is not on record")
     if silence < _patience(metrics, newest):
         return RunState("running", f"last written to {span_in_words(silence)} ago")
     if silence == float("inf"):
@@ -100,6 +103,12 @@ def _is_at_its_end(metrics: Metrics) -> bool:
     times = metrics.curves.get(("train", "time"))
     last = times.points().last if times is not None else None
     return metrics.eta <= 0 or (last is not None and metrics.eta < 0.999 * metrics.interval * last)
+
+
+def _has_ended(log_dir: Path) -> bool:
+    """Say whether what the end of a run writes is newer than its records."""
+    last, records = log_dir / COSTS_FILE, log_dir / METRICS_FILE
+    return last.is_file() and (not records.is_file() or last.stat().st_mtime >= records.stat().st_mtime)
 
 
 def _patience(metrics: Metrics, start: Start) -> float:

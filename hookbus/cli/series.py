@@ -22,6 +22,9 @@ CAPACITY = 2048
 _BATCH = 1 << 14
 """How many values wait until they are sorted into buckets together."""
 
+_LARGEST = 1e200
+"""What is greater counts as infinite: the ends of an axis are calculated in floats, too."""
+
 _SMOOTHED_SHARE = 40
 """A smoothed value is the mean over one part in so many of the curve."""
 
@@ -57,7 +60,7 @@ class _Buckets(NamedTuple):
     def of(cls, iters: list[int], values: list[float]) -> Self:
         """Return a bucket for each value."""
         raw = np.array(values, np.float64)
-        is_finite = np.isfinite(raw)
+        is_finite = np.abs(raw) < _LARGEST  # false for NaN
         plain = np.where(is_finite, raw, np.nan)
         return cls(
             np.array(iters, np.int64), plain, plain, np.where(is_finite, raw, 0.0), is_finite.astype(np.int64), 1 - is_finite

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+_THIN_SPACE = "\u2009"
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 _TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
@@ -17,7 +18,7 @@ def number_in_words(value: float) -> str:
     if not math.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}".replace(",", "\u2009")
+        return f"{int(value):,}".replace(",", _THIN_SPACE)
     return f"{value:.4g}"
 
 
@@ -54,7 +55,10 @@ def bytes_in_words(size: int) -> str:
 
 def shortened(text: str, longest: int) -> str:
     """Return a text on one line without control characters, its middle left out where it is too long."""
-    line = "".join(char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text)
+    line = "".join(
+        char if char.isprintable() or char == _THIN_SPACE else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
     line = line.encode("utf-8", "backslashreplace").decode()
     if len(line) <= longest:
         return line

@@ -221,10 +221,6 @@ def _is_start(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-def _is_span(value: object) -> bool:
-    return type(value) in (int, float) and value > 0  # type: ignore[operator]
-
-
 def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -268,7 +264,7 @@ _EXPECTED: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "published_keys": _TEXTS,
     "save_begin": (_is_start, "a whole number of at least 0"),
     "async_save": _A_FLAG,
-    "stall_timeout": (_is_span, "a number of seconds above 0"),
+    "stall_timeout": (lambda value: isinstance(value, int | float) and value is not True and value > 0, "seconds, above 0"),
 }
 
 

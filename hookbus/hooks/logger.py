@@ -7,7 +7,6 @@ from __future__ import annotations
 
 __all__ = ("LoggerHook",)
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,9 +24,6 @@ from hookbus.registry import WRITERS
 from hookbus.types import Mode
 from hookbus.writers.base import Record, RunPlace, RunPosition, Writer
 
-GRACE = 1.0
-"""Seconds that a writer has for closing when it spent all of its time on writing."""
-
 
 class LoggerHook(Hook):
     """Logs every `interval` iterations of an epoch, and the metrics of each validation and test.
@@ -41,7 +37,7 @@ class LoggerHook(Hook):
         out_dir: at the end of each run, copy the log files to `<out_dir>/<work_dir>/<start>/`.
         keep_local: with `out_dir`, leave the log files where they were written, too.
         hyperparameters: numbers and texts that writers show as what the run was started with, beside what the runner knows.
-        closing_timeout: seconds that the end of a run waits at most for writers to write what they were given.
+        closing_timeout: seconds that the end of a run waits at most for writers to be closed.
 
     Raises:
         ConfigError: the interval is not at least 1, a writer is unknown, or files would go without being copied.
@@ -139,12 +135,11 @@ class LoggerHook(Hook):
             self._copy.bring(runner.log_dir, self._copy.target(runner.work_dir, runner.log_dir))
 
     def _close(self, runner: Any) -> None:
-        """Wait until everything is written, for a limited time; who waits for this thread meanwhile has its turn."""
+        """Wait until all are closed, for a limited time; who waits for this thread meanwhile has its turn."""
         mailbox = runner._live_thread("closing the writers").mailbox
-        deadline = time.monotonic() + self._closing_timeout
         for delivery in self._deliveries:
-            delivery.begin_closing(deadline, done=lambda: mailbox.put(_look_again))
-        mailbox.wait(lambda: all(delivery.is_closed for delivery in self._deliveries), self._closing_timeout + GRACE)
+            delivery.begin_closing(done=lambda: mailbox.put(_look_again))
+        mailbox.wait(lambda: all(delivery.is_closed for delivery in self._deliveries), self._closing_timeout)
         for delivery in self._deliveries:
             delivery.end()
 

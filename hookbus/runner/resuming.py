@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from hookbus._bare import bare, inner_name
 from hookbus.checkpoint import CheckpointInfo
 from hookbus.checkpoint.manifest import MANIFEST_FILE
 from hookbus.errors import CheckpointCorrupt, CheckpointError, choices, describe_error
 from hookbus.optim import OptimWrapper
-from hookbus.runner.settings import CONSEQUENCES, bare, differences, settings_of
+from hookbus.runner.settings import CONSEQUENCES, differences, settings_of
 
 if TYPE_CHECKING:
     from hookbus.runner.runner import Runner
@@ -203,7 +204,7 @@ def load_weights(
         CheckpointError: none of them has the name of one of the model.
     """
     own = bare(model).state_dict()
-    named = {name if name in own else _inner_name(name): weight for name, weight in weights.items()}
+    named = {name if name in own else inner_name(name): weight for name, weight in weights.items()}
     if own and not own.keys() & named.keys():
         msg = f"{source} holds no weight of {type(model).__name__}; {choices(next(iter(own)), named)}"
         raise CheckpointError(msg)
@@ -227,7 +228,9 @@ def options_kept(wrappers: Iterable[OptimWrapper]) -> Iterator[None]:
     yield
     after = [group for wrapper in wrappers for group in wrapper.param_groups]
     for group, options in zip(after, before, strict=True):
-        group.update(options)
+        kept = {"params": group["params"]} | options
+        group.clear()  # what a checkpoint brought along, such as a factor on the rate, must not outlive it
+        group.update(kept)
 
 
 def advance(runner: Runner, *, epochs: int, iterations: int) -> None:
@@ -246,11 +249,6 @@ def advance(runner: Runner, *, epochs: int, iterations: int) -> None:
         if iteration % per_epoch == 0 and iteration <= epochs * per_epoch:
             for scheduler in by_epoch:
                 scheduler.step()
-
-
-def _inner_name(name: str) -> str:
-    """Return the name of a weight without what wrappers put before it."""
-    return name.removeprefix("module.").removeprefix("_orig_mod.").removeprefix("module.")
 
 
 def _unpacked(hub_state: Mapping[str, Any]) -> dict[str, Any]:

@@ -263,6 +263,8 @@ class Runner(RunControls):
         event = AfterLoadCheckpoint(name=path.name, epoch=self.epoch, iter=self.iter)
         with self._hooks_listening():
             self.bus.emit(event, {"runner": self, "checkpoint": checkpoint})
+        if "averaged" in checkpoint and not any(getattr(hook, "keeps_averaged_weights", False) for hook in self.hooks):
+            self.logger.warning("%s also holds averaged weights, which nothing uses: this run has no EMAHook", path)
         return checkpoint
 
     def restore_randomness(self) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from hookbus._bare import bare
 from hookbus._version import __version__
 from hookbus.checkpoint import CheckpointStore, load_checkpoint
 from hookbus.checkpoint.locking import DirectoryLocks
@@ -28,7 +29,7 @@ from hookbus.random_state import rng_state
 from hookbus.runner.async_saving import BackgroundWriter, Write
 from hookbus.runner.committing import Commit, Committer, SaveRequest
 from hookbus.runner.sameness import Marks, are_equal, marks_of
-from hookbus.runner.settings import bare, settings_of
+from hookbus.runner.settings import settings_of
 
 if TYPE_CHECKING:
     from hookbus.runner.runner import Runner

@@ -6,13 +6,14 @@ name: then the new setting holds, and what is no longer exact is said in the log
 
 from __future__ import annotations
 
-__all__ = ("CONSEQUENCES", "bare", "differences", "settings_of")
+__all__ = ("CONSEQUENCES", "differences", "settings_of")
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hookbus._bare import bare
 from hookbus._config import shown
 
 if TYPE_CHECKING:
@@ -31,12 +32,6 @@ CONSEQUENCES: Mapping[str, str] = {
     "torch_version": "other kernels may round differently",
 }
 """What may differ by name, and what that means."""
-
-
-def bare(model: torch.nn.Module) -> torch.nn.Module:
-    """Return a model as it was before `torch.compile` wrapped it; its weights have their own names."""
-    inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, torch.nn.Module) else model
 
 
 def settings_of(runner: Runner) -> dict[str, Any]:

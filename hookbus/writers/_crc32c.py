@@ -1,57 +1,63 @@
 """The checksum that event files carry, CRC-32C, without a loop over bytes.
 
 It is linear: the checksum of some data is the exclusive or of what each byte contributes, which depends on the byte and on
-how many bytes come behind it. So a table of contributions is all it takes; it grows with the longest data seen.
+how many bytes come behind it. So a table of contributions is all it takes; longer data is taken in pieces, of which each
+begins with what the ones before it left.
 """
 
 from __future__ import annotations
 
 __all__ = ("Crc32c",)
 
-from typing import Any
+import functools
+import struct
 
 import numpy as np
 import numpy.typing as npt
 
 Registers = npt.NDArray[np.uint32]
 
+PIECE = 1024
+"""Bytes that are taken at once."""
 _POLYNOMIAL, _ONE = np.uint32(0x82F63B78), np.uint32(1)
 _ALL_ONES = 0xFFFFFFFF
+_ROWS = 256 * np.arange(PIECE - 1, -1, -1)
+"""Where the contributions of each byte of a piece begin."""
 
 
 class Crc32c:
-    """Computes checksums, and keeps what it needs for each length of data."""
+    """Computes checksums."""
 
     def __init__(self) -> None:
-        self._contributions = _contributions_of_a_last_byte()
-        """256 for each number of bytes that come behind."""
-        self._by_length: dict[int, tuple[npt.NDArray[Any], int]] = {}
+        self._contributions = _contributions()
 
     def masked(self, data: bytes) -> int:
         """Return the checksum in the form that event files use: rotated, and a constant added."""
-        rows, of_the_length = self._by_length.get(len(data)) or self._prepare(len(data))
-        contributions = self._contributions[rows + np.frombuffer(data, np.uint8)]
-        checksum = int(np.bitwise_xor.reduce(contributions)) ^ of_the_length
+        register = _ALL_ONES
+        for start in range(0, len(data), PIECE):
+            register = self._after(register, np.frombuffer(data[start : start + PIECE], np.uint8).copy())
+        checksum = register ^ _ALL_ONES
         return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & _ALL_ONES
 
-    def _prepare(self, length: int) -> tuple[npt.NDArray[Any], int]:
-        """Return where the contributions of each byte begin, and what the length contributes whatever the bytes are."""
-        while len(self._contributions) < 256 * length:
-            further = self._before_a_zero(self._contributions[-256:])
-            self._contributions = np.concatenate([self._contributions, further])
-        start = np.array([_ALL_ONES], np.uint32)
-        for _ in range(length):
-            start = self._before_a_zero(start)
-        rows = 256 * np.arange(length - 1, -1, -1)
-        return self._by_length.setdefault(length, (rows, int(start[0]) ^ _ALL_ONES))
-
-    def _before_a_zero(self, registers: Registers) -> Registers:
-        """Return what registers become when one more byte, a zero, comes behind."""
-        shifted: Registers = self._contributions[registers & 255] ^ registers >> 8
-        return shifted
+    def _after(self, register: int, piece: npt.NDArray[np.uint8]) -> int:
+        """Return the register behind a piece, whose first bytes take up what is in it."""
+        taken_up = min(4, len(piece))
+        piece[:taken_up] ^= np.frombuffer(struct.pack("<I", register), np.uint8)[:taken_up]
+        contributed = int(np.bitwise_xor.reduce(self._contributions[_ROWS[PIECE - len(piece) :] + piece]))
+        return contributed ^ register >> 8 * taken_up
 
 
-def _contributions_of_a_last_byte() -> Registers:
+@functools.cache
+def _contributions() -> Registers:
+    """Return 256 contributions for each number of bytes that come behind."""
+    tables = [_of_a_last_byte()]
+    while len(tables) < PIECE:
+        registers = tables[-1]
+        tables.append(tables[0][registers & 255] ^ registers >> 8)  # one more byte, a zero, comes behind
+    return np.concatenate(tables)
+
+
+def _of_a_last_byte() -> Registers:
     registers: Registers = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         registers = registers >> _ONE ^ _POLYNOMIAL * (registers & _ONE)

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from tests.benchmarks import async_checkpoints, checkpoints, dispatch, hub, loop, memory, startup, writers
+from tests.benchmarks import async_checkpoints, averaging, checkpoints, dispatch, hub, loop, memory, startup, writers
 
 PARTS = {
     "dispatch": dispatch,
@@ -16,6 +16,7 @@ PARTS = {
     "loop": loop,
     "startup": startup,
     "writers": writers,
+    "averaging": averaging,
     "checkpoints": checkpoints,
     "async_checkpoints": async_checkpoints,
     "memory": memory,

@@ -44,6 +44,14 @@ def test_the_state_follows_from_time_left_and_silence(tmp_path: Path, silent: fl
     assert state(start, silent=silent)[0] == expected
 
 
+def test_a_run_that_wrote_its_costs_is_over(tmp_path: Path) -> None:
+    """They are written at the end, whatever ended it."""
+    start = make_start(tmp_path, [train_record(10), train_record(20)])
+    (start / "handler_costs.json").write_text("[]")
+
+    assert state(start, silent=5)[0] == "ended"
+
+
 def test_slow_runs_may_be_silent_for_longer(tmp_path: Path) -> None:
     """A run with a record every ten minutes is not given up after five."""
     log = [LINE.format(minute=4, level="INFO", text="begin"), "2026/01/02 03:40:05 - INFO - a record"]

@@ -12,6 +12,7 @@ from tests.drills.preload import build, cross_check
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("is_broken", [False, True])
 def test_a_process_that_dies_at_a_system_call_loses_nothing_but_under_a_twin(is_broken: bool, tmp_path: Path) -> None:
     """The twin renames by copying file by file."""

@@ -17,7 +17,7 @@ import torch
 from tests.examples.generated import PARTS, brought_up_to_date, parts_of
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 _BLOCK = re.compile(r"^```python(?P<mark>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\((?P<target>[^)#\s]+)[^)]*\)|\b(?:src|href)=\"(?P<attribute>[^\"#]+)\"")

@@ -66,6 +66,10 @@ def observed(store: str, rank: int, loop: str, hook: str) -> dict[str, list[Any]
 class BatchNormed(torch.nn.Module):
     """A model with buffers of several types, some of which follow from the data."""
 
+    seen: torch.Tensor
+    spectrum: torch.Tensor
+    is_great: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -78,9 +82,9 @@ class BatchNormed(torch.nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Keep something of the inputs in each buffer."""
         if self.training:
-            self.seen += inputs[0, 0].to(torch.bfloat16)  # type: ignore[misc, operator]
-            self.spectrum += torch.fft.rfft(inputs[0].detach())  # type: ignore[misc, operator]
-            self.is_great.copy_(inputs.mean() > 0.5)  # type: ignore[operator]
+            self.seen += inputs[0, 0].to(torch.bfloat16)
+            self.spectrum += torch.fft.rfft(inputs[0].detach())
+            self.is_great.copy_(inputs.mean() > 0.5)
         output: torch.Tensor = self.linear(self.norm(inputs))
         return output
 

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.hooks import EarlyStoppingHook, EMAHook, ParamSchedulerHook, ProfilerHook
+from mmengine.hooks import (
+    DistSamplerSeedHook,
+    EarlyStoppingHook,
+    EMAHook,
+    EmptyCacheHook,
+    IterTimerHook,
+    ParamSchedulerHook,
+    ProfilerHook,
+    SyncBuffersHook,
+)
 
 from hookbus.checkpoint import load_checkpoint
 from hookbus.errors import ConfigError
@@ -279,13 +288,12 @@ def test_a_test_after_training_sees_the_weights_of_training(tmp_path: Path) -> N
     ids=["IterTimerHook", "DistSamplerSeedHook", "EmptyCacheHook", "SyncBuffersHook"],
 )
 def test_the_others_go_through_training_and_test(tmp_path: Path, options: dict[str, Any], loop: dict[str, Any]) -> None:
-    """With what there is to log: times and eta are recorded by either timer."""
+    """In both kinds of loop; one timer records each iteration once."""
     runner = make_runner(tmp_path, train_cfg=loop, **options)
     runner.train()
     runner.test()
     assert runner.iter == 2 * TRAIN_BATCHES
-    assert runner.message_hub.get_scalar("train/time").data[0].size == 2 * TRAIN_BATCHES
-    assert runner.message_hub.get_info("eta") == 0
+    assert len(runner.message_hub.get_scalar("train/time").data[0]) == 2 * TRAIN_BATCHES
 
 
 # --- what is subscribed -----------------------------------------------------------------------------------------------

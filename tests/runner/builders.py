@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, TensorDataset
 
+import hookbus.testing
 from hookbus.bus import EventBus
 from hookbus.events import Event, MountPoint
 from hookbus.runner import Runner
+from hookbus.testing import make_loader as make_loader
+from hookbus.testing import make_parts as make_parts
+from hookbus.testing import make_runner as make_runner
+from hookbus.testing.runs import TEST_BATCHES as TEST_BATCHES
+from hookbus.testing.runs import TRAIN_BATCHES as TRAIN_BATCHES
+from hookbus.testing.runs import VAL_BATCHES as VAL_BATCHES
+from hookbus.testing.runs import make_data as make_data
 
-TRAIN_BATCHES, VAL_BATCHES, TEST_BATCHES = 3, 2, 1
 ITER = ("BeforeTrainIter", "AfterBackward", "BeforeOptimizerStep", "AfterOptimizerStep", "AfterTrainIter")
 VALIDATION = (
     "BeforeVal",
@@ -30,52 +36,13 @@ _numbers = itertools.count()
 
 def unique_name() -> str:
     """Return a name that no other run of this process has."""
-    return f"run-{next(_numbers)}"
-
-
-def make_data(size: int) -> TensorDataset:
-    """Return samples whose class a linear model can learn."""
-    generator = torch.Generator().manual_seed(size)
-    inputs = torch.randn(size, 4, generator=generator)
-    return TensorDataset(inputs, inputs[:, :3].argmax(dim=1))
-
-
-def make_loader(size: int, **options: Any) -> DataLoader[Any]:
-    """Return a dataloader with batches of four."""
-    return DataLoader(make_data(size), **{"batch_size": 4} | options)
+    return f"named-run-{next(_numbers)}"
 
 
 def make_model(seed: int = 0) -> torch.nn.Linear:
-    """Return a linear model, the same for the same seed."""
+    """Return a linear model, the same for the same seed, which the global generator has from then on, too."""
     torch.manual_seed(seed)
-    return torch.nn.Linear(4, 3)
-
-
-def make_parts(tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    """Return arguments for a runner of two epochs with three training batches, two for validation and one for the test."""
-    model = changes.pop("model", None)
-    model = make_model() if model is None else model
-    parts: dict[str, Any] = {
-        "model": model,
-        "loss_fn": torch.nn.functional.cross_entropy,
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        if isinstance(model, torch.nn.Module) and list(model.parameters())
-        else None,
-        "train_dataloader": make_loader(4 * TRAIN_BATCHES),
-        "val_dataloader": make_loader(4 * VAL_BATCHES),
-        "test_dataloader": make_loader(4 * TEST_BATCHES),
-        "train_cfg": dict(max_epochs=2),
-        "randomness": dict(seed=0),
-        "device": "cpu",
-        "work_dir": tmp_path,
-        "experiment_name": unique_name(),
-    }
-    return parts | changes
-
-
-def make_runner(tmp_path: Path, **changes: Any) -> Runner:
-    """Return a runner of the parts above, some of them changed."""
-    return Runner(**make_parts(tmp_path, **changes))
+    return hookbus.testing.make_model(seed)
 
 
 def record(bus: EventBus, event_type: type[Event] = MountPoint) -> list[Event]:

@@ -91,13 +91,22 @@ async def by_timeout(runner: Runner, train: Train) -> None:
     assert scope.cancelled_caught
 
 
-@pytest.mark.parametrize("cancelled", [by_scope, by_task_group, by_neighbour, by_timeout])
-@pytest.mark.parametrize("async_save", [False, True])
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the uninterrupted run ends with."""
+    work_dir = tmp_path_factory.mktemp("straight")
+    make_learner(work_dir).train()
+    return final_state(work_dir, "epoch_3")
+
+
+@pytest.mark.parametrize(
+    ("cancelled", "async_save"),
+    [(by_scope, False), (by_scope, True), (by_task_group, True), (by_neighbour, False), (by_timeout, True)],
+)
 async def test_a_cancelled_run_takes_its_last_checkpoint_and_goes_on_from_there(
-    cancelled: Cancelled, async_save: bool, tmp_path: Path
+    cancelled: Cancelled, async_save: bool, straight: dict[str, Any], tmp_path: Path
 ) -> None:
     """In the middle of an epoch and of an accumulation; in the end the whole state is that of the uninterrupted run."""
-    make_learner(tmp_path / "straight").train()
     options: dict[str, Any] = dict(default_hooks=dict(checkpoint=dict(interval=1, async_save=async_save), logger=None))
     runner = make_learner(tmp_path / "cut", **options)
     seen = record(runner.bus, Event)
@@ -111,7 +120,7 @@ async def test_a_cancelled_run_takes_its_last_checkpoint_and_goes_on_from_there(
     resumed = make_learner(tmp_path / "cut", resume=True)
     await resumed.train_async()
     assert resumed.iter == 12
-    straight, found = (final_state(tmp_path / part, "epoch_3") for part in ("straight", "cut"))
+    found = final_state(tmp_path / "cut", "epoch_3")
     for part in ("state_dict", "optimizer", "param_schedulers", "rng", "loader", "progress"):
         assert_same(found[part], straight[part], part)
 
@@ -235,14 +244,12 @@ async def test_a_last_checkpoint_that_fails_is_an_error(tmp_path: Path) -> None:
         await by_scope(runner, runner.train_async)
 
 
-async def test_training_goes_on_after_a_cancellation(tmp_path: Path) -> None:
+async def test_training_goes_on_after_a_cancellation(straight: dict[str, Any], tmp_path: Path) -> None:
     """The same runner, called again, ends where the uninterrupted one does."""
-    make_learner(tmp_path / "straight").train()
-    runner = make_learner(tmp_path / "cut")
+    runner = make_learner(tmp_path)
     await by_scope(runner, runner.train_async)
     await runner.train_async()
-    straight, found = (final_state(tmp_path / part, "epoch_3") for part in ("straight", "cut"))
-    assert_same(found["state_dict"], straight["state_dict"])
+    assert_same(final_state(tmp_path, "epoch_3")["state_dict"], straight["state_dict"])
 
 
 @pytest.mark.parametrize("thread", [_CancellableThread, TrainingThread])

@@ -77,7 +77,7 @@ def name_of(spec: Any) -> str:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=name_of)
-@pytest.mark.parametrize("when", (0, 1, 3, 6, 9))
+@pytest.mark.parametrize("when", [0, 1, 3, 6, 9])
 def test_what_follows_is_the_schedule_times_the_factor(spec: Any, when: int) -> None:
     """Each group by its own factor, floors and peaks included, whenever it is set."""
     untouched, changed = make_optimizer(), make_optimizer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hookbus.runner.logs import RunLogger
-from hookbus.writers import JsonlWriter, Record, RunPlace, TensorboardWriter, TerminalWriter, Writer
+from hookbus.writers import CSVWriter, JsonlWriter, Record, RunPlace, TensorboardWriter, TerminalWriter, Writer
 from tests.writers.event_files import curves
 
 ANY_TEXT = st.text(st.characters(), min_size=1, max_size=40)
@@ -66,6 +67,20 @@ def test_a_record_is_one_object_of_the_metrics_file(name: str) -> None:
         read = json.loads(line)
         assert len(read) == 4
         assert read[spelt(name) if name not in ("mode", "epoch", "iter") else f"train/{name}"] == 0.5
+
+
+@given(ANY_TEXT)
+@example(FORGED)
+@example("\ud800")
+@settings(max_examples=60, deadline=None)
+def test_a_record_is_one_row_of_the_table(name: str) -> None:
+    """Each row is one line, and the value stands in its column."""
+    with one_record(CSVWriter(), name) as log_dir:
+        text = (log_dir / "metrics.csv").read_bytes().decode()
+    assert len(text.splitlines()) == text.count("\n") == 3
+    head, *rows = csv.reader(text.splitlines())
+    assert len(head) == 4
+    assert [row[3] for row in rows] == ["0.5", "0.5"]
 
 
 @given(ANY_TEXT)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import logging
 import math
+import struct
 import subprocess
 import sys
 import time
@@ -12,12 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from hookbus.events import AfterTrainIter
+from hookbus.errors import ConfigError
+from hookbus.events import AfterTrainIter, BeforeOptimizerStep, ImagesDrawn
 from hookbus.runner import Runner
 from hookbus.types import Mode
 from hookbus.writers import Record, RunPlace, TensorboardWriter
+from hookbus.writers._histograms import _on_host, _row
 from tests.runner.builders import at_iter, make_runner, read_records
 from tests.writers.event_files import Point, curves, event_files, is_single, purges, read_events
 from tests.writers.waiting import comes_true
@@ -212,3 +219,135 @@ def test_tensorboard_is_imported_by_the_first_record_only() -> None:
     """Its package takes a second to import, which nobody else should wait for."""
     code = "import sys, hookbus.writers; sys.exit('tensorboardX' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- beyond curves ----------------------------------------------------------------------------------------------------
+
+
+def all_values(log_dir: Path) -> dict[str, list[Any]]:
+    """Return every value by tag, with its step."""
+    found: dict[str, list[Any]] = {}
+    for path in event_files(log_dir):
+        for event in read_events(path):
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value))
+    return found
+
+
+def test_what_the_run_was_started_with_is_in_the_table_of_hyperparameters(tmp_path: Path) -> None:
+    """What the runner knows, and what the user adds."""
+    logger = dict(interval=1, writers=["tensorboard"], hyperparameters={"augmentation": "flip", "depth": 3})
+    runner = make_runner(tmp_path, default_hooks=dict(logger=logger, checkpoint=None))
+    runner.train()
+    ((_, value),) = all_values(runner.log_dir)["_hparams_/session_start_info"]
+    content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+    found = {name: getattr(value, value.WhichOneof("kind")) for name, value in content.session_start_info.hparams.items()}
+    assert {
+        "model": "Linear",
+        "parameters": 15,
+        "seed": 0,
+        "max_epochs": 2,
+        "batch_size": 4,
+        "optimizer": "SGD",
+        "optimizer.lr": 0.1,
+        "optimizer.momentum": 0.9,
+        "augmentation": "flip",
+        "depth": 3,
+    }.items() <= found.items()
+
+
+def test_histograms_count_weights_and_gradients(tmp_path: Path) -> None:
+    """Before the optimizer step, at the iteration whose gradients they are."""
+    gradients: list[torch.Tensor] = []
+    logger = dict(interval=1, writers=[dict(type="tensorboard", histograms=2)])
+    runner = make_runner(tmp_path, default_hooks=dict(logger=logger, checkpoint=None))
+    runner.bus.subscribe(BeforeOptimizerStep, lambda runner: gradients.append(runner.model.weight.grad.clone()))
+    runner.train()
+    found = all_values(runner.log_dir)
+    assert {tag for tag in found if "/" in tag and tag.split("/")[0] in ("weights", "gradients")} == {
+        f"{what}/{name}" for what in ("weights", "gradients") for name in ("weight", "bias")
+    }
+    assert [step for step, _ in found["gradients/weight"]] == [2, 4, 6]
+    for step, value in found["gradients/weight"]:
+        grad, histo = gradients[step - 1], value.histo
+        assert (histo.min, histo.max) == pytest.approx((grad.min().item(), grad.max().item()))
+        assert histo.num == grad.numel() == sum(histo.bucket)
+        assert histo.sum == pytest.approx(grad.sum().item(), abs=1e-6)
+        edges = torch.tensor([-math.inf, *histo.bucket_limit])
+        expected = [int(((grad > low) & (grad <= high)).sum()) for low, high in itertools.pairwise(edges)]
+        assert list(histo.bucket) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "not_finite"),
+    [([0.0, 1.0, -1.0], 0), ([math.nan, 2.0, math.inf], 2), ([math.nan], 1), ([1e30, -1e30, 1e-30], 0)],
+)
+def test_a_histogram_counts_every_value(values: list[float], not_finite: int) -> None:
+    """Also those that no bucket has room for."""
+    histogram = _on_host({"x": _row(torch.tensor(values))})["x"]
+    assert histogram.not_finite == not_finite
+    assert sum(histogram.counts) == len(values) - not_finite
+    assert len(histogram.limits) == len(histogram.counts)
+    assert not histogram.counts or histogram.limits[-1] >= histogram.max
+
+
+def test_without_histograms_nobody_listens_inside_a_step(tmp_path: Path) -> None:
+    """So they cost nothing."""
+    runner = make_watched_runner(tmp_path)
+    heard: list[bool] = []
+    runner.bus.subscribe(AfterTrainIter, at_iter(2, lambda: heard.append(runner.bus.has_subscribers(BeforeOptimizerStep))))
+    runner.train()
+    assert heard == [False]
+
+
+def test_images_that_were_drawn_are_shown(tmp_path: Path) -> None:
+    """With their size and caption, at their step."""
+    image = tmp_path / "one.png"
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 7, 5)
+    image.write_bytes(header)
+    writer = TensorboardWriter()
+    writer.open(place(tmp_path))
+    writer.write_images(ImagesDrawn(mode="val", epoch=1, iter=9, paths=[str(image)], captions=["true 3, predicted 8"]))
+    writer.close()
+    ((step, value),) = all_values(tmp_path)["val/images/0"]
+    assert (step, value.image.width, value.image.height) == (9, 7, 5)
+    assert value.image.encoded_image_string == header
+    assert value.metadata.summary_description == "true 3, predicted 8"
+
+
+@pytest.mark.parametrize("histograms", [0, -1, 2.5, "often"])
+def test_histograms_need_an_interval(histograms: Any) -> None:
+    """Of at least one iteration."""
+    with pytest.raises(ConfigError, match="histograms must be at least 1"):
+        TensorboardWriter(histograms=histograms)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="tensorboard is installed here")
+def test_a_graph_needs_an_extra() -> None:
+    """Which the error names."""
+    with pytest.raises(ConfigError, match=r"pip install 'hookbus\[tensorboard\]'"):
+        TensorboardWriter(graph=True)
+
+
+def test_the_graph_of_the_model_is_written_and_training_is_the_same(tmp_path: Path) -> None:
+    """Once, by tracing it with the first batch."""
+    pytest.importorskip("tensorboard")
+    weights = []
+    for graph in (False, True):
+        logger = dict(interval=1, writers=[dict(type="tensorboard", graph=graph)])
+        runner = make_runner(tmp_path / str(graph), default_hooks=dict(logger=logger, checkpoint=None))
+        runner.train()
+        weights.append(runner.model.weight.clone())
+    assert torch.equal(*weights)
+    events = [event for path in event_files(runner.log_dir) for event in read_events(path)]
+    assert sum(bool(event.graph_def) for event in events) == 1
+
+
+def test_a_late_record_stands_at_its_own_step(tmp_path: Path) -> None:
+    """Whatever was written before."""
+    writer = TensorboardWriter()
+    writer.open(place(tmp_path))
+    for iteration in (1, 3, 2):
+        writer.write(line(iteration, loss=float(iteration)))
+    writer.close()
+    assert curves(tmp_path)["train/loss"] == [Point(1, 1), Point(3, 3), Point(2, 2)]
