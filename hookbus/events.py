@@ -241,6 +241,9 @@ class BeforeRun(RunEvent):
 class AfterLoadCheckpoint(CheckpointEvent):
     """A checkpoint was read and verified; `checkpoint` may be edited before it is taken over."""
 
+    resuming: bool = False
+    """Whether the run goes on from it; otherwise its weights are taken over."""
+
 
 # --- training ---------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ("Priority", "get_priority")
 
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 from hookbus.errors import ConfigError, choices
 
@@ -23,12 +23,14 @@ class Priority(IntEnum):
     LOWEST = 100
 
 
-def get_priority(priority: int | str | Priority) -> int:
+def get_priority(priority: int | str | Enum) -> int:
     """Return the number of a priority given as a name, a number or a `Priority`.
 
     Raises:
         ConfigError: the name is unknown, the number lies outside 0 to 100, or it is neither.
     """
+    if isinstance(priority, Enum) and not isinstance(priority, int):
+        priority = priority.value  # one of another library
     if isinstance(priority, bool) or not isinstance(priority, (int, str)):
         msg = f"priority must be a name, a Priority or a whole number from 0 to 100, got {priority!r}"
         raise ConfigError(msg)

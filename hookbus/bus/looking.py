@@ -88,7 +88,9 @@ class Looking(Subscribing):
     def state_dict(self) -> dict[str, Any]:
         """Return what `every=` counts for events that count their publishes."""
         with self._lock:
-            return {"published": {_tag(t): c.published for t, c in self._counters.items() if _counts_publishes(t)}}
+            return {
+                "published": {_tag(t): c.published for t, c in self._counters.items() if c.published and _counts_publishes(t)}
+            }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on counting where a saved bus stood."""

@@ -108,6 +108,8 @@ class MMEngineHook:
             return method
         names = _passed(MOUNT_POINTS[mount_point])
         _check_method(method, f"{type(self._hook).__name__}.{mount_point}", names)
+        if mount_point == "after_load_checkpoint":
+            return self._load
         handler = _SIGNATURES[names](partial(self._call, mount_point))
         vars(handler).update(getattr(method, "__dict__", {}))  # what decorators noted
         return handler
@@ -118,14 +120,17 @@ class MMEngineHook:
         if mount_point in self._overridden:
             getattr(self._hook, mount_point)(self._seen(runner), **arguments)
 
+    def _load(self, runner: Any, checkpoint: dict[str, Any], resuming: bool) -> None:
+        """Show the hook a checkpoint; `runner._resume` tells whether the run goes on from it."""
+        self._is_resuming = resuming
+        self._call("after_load_checkpoint", runner, checkpoint=checkpoint)
+
     def _seen(self, runner: Any) -> MMEngineRunner:
         return MMEngineRunner(runner, type(self._hook).__name__, self._is_resuming)
 
     def _preparations(self) -> dict[str, Callable[[Any], None]]:
         """Return what is done at mount points before the hook has its turn."""
         first: dict[str, Callable[[Any], None]] = {}
-        if "after_load_checkpoint" in self._overridden:
-            first["before_run"] = self._note_resuming
         if _is_mmengines(self._hook, "ParamSchedulerHook"):
             first["before_train"] = self._check_schedules
         for begin, end in _EVALUATIONS.items():
@@ -134,9 +139,6 @@ class MMEngineHook:
                 first[end] = self._note_end
                 first |= dict.fromkeys(("after_val", "after_test", "after_run"), self._end_evaluation)
         return first
-
-    def _note_resuming(self, runner: Any) -> None:
-        self._is_resuming = runner._resume is not False
 
     def _begin_evaluation(self, end: str, runner: Any) -> None:
         self._end_of_evaluation = end

@@ -9,14 +9,17 @@ from __future__ import annotations
 __all__ = ("run_awaited", "run_here")
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hookbus.bridge import CrossingCancelled, run_in_thread
 from hookbus.device import MainStream
+from hookbus.device_reads import find_device_reads
 from hookbus.errors import RunAlreadyLive, describe_error
 from hookbus.events import AfterRun, BeforeRun, RunFailed
 from hookbus.loading import check_main_guard
 from hookbus.runner.cost_report import report_costs
+from hookbus.runner.run_facts import describe_end
 from hookbus.runner.signals import SignalGuard
 from hookbus.training_thread import TrainingThread
 
@@ -30,7 +33,7 @@ T = TypeVar("T")
 def run_here(runner: Runner, name: str, backend: Backend) -> dict[str, Any]:
     """Run a loop on the calling thread; awaited handlers get an event loop on a joined thread."""
     thread = TrainingThread(runner.message_hub, runner.progress, MainStream(), backend)
-    with SignalGuard(thread, runner.logger.warning), runner.randomness.in_force(), thread.hosting():
+    with SignalGuard(thread, runner.logger.warning), runner.randomness.in_force(), thread.hosting(), _watching(runner):
         return _Run(runner, name, thread).conduct()
 
 
@@ -40,7 +43,7 @@ async def run_awaited(runner: Runner, name: str, *, handle_signals: bool = False
     thread = _CancellableThread(runner.message_hub, runner.progress, main_stream, backend=None)
 
     def body() -> dict[str, Any]:
-        with main_stream.on_this_thread(), runner.randomness.in_force(), thread.hosting():
+        with main_stream.on_this_thread(), runner.randomness.in_force(), thread.hosting(), _watching(runner):
             return _Run(runner, name, thread).conduct()
 
     with SignalGuard(thread, runner.logger.warning, wanted=handle_signals):
@@ -64,6 +67,11 @@ class _CancellableThread(TrainingThread):
     def cross(self, function: Callable[..., Awaitable[T]], *arguments: Any, closing: bool = False) -> T:
         """Run a coroutine function on the home loop; shielded, where the cancellation has taken effect."""
         return super().cross(function, *arguments, closing=closing or (self._is_cancelled and self.stop_requested))
+
+
+def _watching(runner: Runner) -> AbstractContextManager[object]:
+    """Have handlers found that read device scalars by accident, where that was asked for."""
+    return find_device_reads(runner.bus, logger=runner.logger) if runner.debug else nullcontext()
 
 
 class _Run:
@@ -115,6 +123,8 @@ class _Run:
         failure = self._close(failure, "the background handlers", self._runner.bus.raise_background_errors)
         self._runner._saver.release()  # only now, because handlers of AfterRun publish weights there
         self._report()
+        if not isinstance(failure, CrossingCancelled):
+            describe_end(self._runner, failure)
         try:
             if failure is not None:
                 raise failure

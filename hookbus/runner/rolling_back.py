@@ -37,7 +37,7 @@ def roll_back(runner: Runner, saver: Saver, reason: str) -> Path:
         msg = f"{reason}: cannot roll back, because there is no complete checkpoint in {where}; save earlier and more often"
         raise CheckpointError(msg)
     path, checkpoint = found
-    event = AfterLoadCheckpoint(name=path.name, epoch=runner.epoch, iter=runner.iter)
+    event = AfterLoadCheckpoint(name=path.name, epoch=runner.epoch, iter=runner.iter, resuming=True)
     runner.bus.emit(event, {"runner": runner, "checkpoint": checkpoint})
     load_weights(runner.model, checkpoint["state_dict"], path, strict=True, warn=runner.logger.warning)
     load_updates(runner, checkpoint)

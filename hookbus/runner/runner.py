@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ("Runner",)
 
 import inspect
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +15,6 @@ import torch
 
 from hookbus._config import Constructor, copied, refuse, shown
 from hookbus._named import check_name
-from hookbus._version import __version__
 from hookbus.bus import EventBus
 from hookbus.device import default_device, mover
 from hookbus.distributed import is_main_process, rank, world_size
@@ -49,6 +47,7 @@ from hookbus.runner.optimizers import build_optim_wrapper
 from hookbus.runner.randomness import Randomness
 from hookbus.runner.residence import Residence
 from hookbus.runner.resuming import Resumer, load_weights
+from hookbus.runner.run_facts import describe_start
 from hookbus.runner.saving import Saver
 from hookbus.training_thread import TrainingThread
 from hookbus.types import Backend, HookLike
@@ -82,6 +81,7 @@ class Runner(RunControls):
         resume: True or the path of a checkpoint to go on from; `"auto"` starts fresh where there is none.
         allow: settings that may differ from those of the checkpoint to go on from, `"param_scheduler"` for instance.
         compile: whether to compile the forward pass of the model, or a dict of options for `torch.compile`.
+        debug: whether to name, once each, handlers that read values from a device and so wait for it; on the CPU, too.
         device: where the model lives; what `torch.accelerator` says where left out.
         randomness: `dict(seed=..., deterministic=False, diff_rank_seed=False)`.
         log_processor: `LogProcessor`, or a dict of its options.
@@ -119,6 +119,7 @@ class Runner(RunControls):
         resume: bool | str | Path = False,
         allow: Sequence[str] = (),
         compile: bool | Mapping[str, Any] = False,
+        debug: bool = False,
         device: str | torch.device | None = None,
         randomness: Mapping[str, Any] | None = None,
         log_processor: Any = None,
@@ -156,6 +157,7 @@ class Runner(RunControls):
             self._context, self.train_dataloader, functions, train_cfg, self.optim_wrapper, self.val_loop
         )
         self._saver = Saver(self)
+        self.debug = debug
         self._load_from = load_from
         self._allow = tuple(allow)
         self._resume = load_from if resume is True and load_from is not None else resume
@@ -258,9 +260,9 @@ class Runner(RunControls):
         load_weights(self.model, checkpoint["state_dict"], path, strict=strict, warn=self.logger.warning)
         return checkpoint
 
-    def _announced(self, path: Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    def _announced(self, path: Path, checkpoint: dict[str, Any], *, resuming: bool = False) -> dict[str, Any]:
         """Let hooks edit what was read."""
-        event = AfterLoadCheckpoint(name=path.name, epoch=self.epoch, iter=self.iter)
+        event = AfterLoadCheckpoint(name=path.name, epoch=self.epoch, iter=self.iter, resuming=resuming)
         with self._hooks_listening():
             self.bus.emit(event, {"runner": self, "checkpoint": checkpoint})
         if "averaged" in checkpoint and not any(getattr(hook, "keeps_averaged_weights", False) for hook in self.hooks):
@@ -376,7 +378,7 @@ class Runner(RunControls):
             self.log_dir.mkdir(parents=True, exist_ok=True)
             self.logger.open(self.log_dir)
             self.bus.log_to(self.logger)
-            self._describe_start(name)
+            describe_start(self, name, sorted(self._hook_entries, key=HookEntry.in_order))
 
     def lay_down(self) -> None:
         """End a run: nothing of it stays on the bus, open or alive."""
@@ -395,7 +397,7 @@ class Runner(RunControls):
         resumer = Resumer(self, self._saver, resume, self._allow)
         found = resumer.find() if resume is not False else None
         if found is not None:
-            self._announced(found.path, found.checkpoint)
+            self._announced(found.path, found.checkpoint, resuming=True)
             resumer.restore(found)
             self._rng_state = found.checkpoint.get("rng")
         elif load_from is not None:
@@ -411,21 +413,3 @@ class Runner(RunControls):
             CheckpointError: what was being written failed, or takes too long.
         """
         self._saver.finish()
-
-    def _describe_start(self, name: str) -> None:
-        facts = {
-            "experiment_name": self.experiment_name,
-            "call": name,
-            "seed": self.seed,
-            "device": str(self.device),
-            "hookbus_version": __version__,
-            "torch_version": torch.__version__,
-            "world_size": self.world_size,
-        }
-        (self.log_dir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        self.logger.info("%s of %r on %s, seed %d, logs in %s", name, self.experiment_name, self.device, self.seed, self.log_dir)
-        self.logger.info("hooks in order: %s", ", ".join(map(str, sorted(self._hook_entries, key=HookEntry.in_order))))
-        others = [other for other in MessageHub.live_names() if other != self.experiment_name]
-        if others:
-            shared = "the runs of one process share its random generators, so none of them repeats exactly"
-            self.logger.warning("other runs are live in this process: %s; %s", ", ".join(others), shared)
