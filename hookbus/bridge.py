@@ -13,6 +13,7 @@ from __future__ import annotations
 __all__ = ("Bridge", "CrossingCancelled", "LoopThread", "run_in_thread")
 
 import contextvars
+import logging
 import sys
 import threading
 import traceback
@@ -36,6 +37,8 @@ CLOSING_DEADLINE = 30.0
 AFTER_STALL = 1.0
 """Seconds that a loop gets which has not answered before."""
 LOOP_ENDED = "the event loop that runs the awaited handlers has ended before the run did"
+
+_logger = logging.getLogger("hookbus")
 
 
 class CrossingCancelled(BaseException):
@@ -96,6 +99,8 @@ class _Crossing(_Outcome[T]):
                     raise
                 self.error = HandlerCancelled("a handler was cancelled, but not by its run")
                 self.error.__cause__ = error
+                for note in getattr(error, "__notes__", ()):
+                    self.error.add_note(note)
             except BaseException as error:
                 if self.scope.cancel_called and _is_cancellation(error):
                     raise
@@ -229,9 +234,14 @@ class Bridge:
                 self.mailbox.wait(crossing.is_done, timeout=CLOSING_DEADLINE)
             raise
 
+    @property
+    def answer_timeout(self) -> float:
+        """Seconds that the event loop has for an answer."""
+        return min(AFTER_STALL, self.stall_timeout) if self._is_stalled else self.stall_timeout
+
     def _wait_or_stall(self, crossing: _Crossing[Any]) -> None:
         """Wait, and ask the loop now and then whether it is still there; a coroutine that merely takes long is no stall."""
-        timeout = min(AFTER_STALL, self.stall_timeout) if self._is_stalled else self.stall_timeout
+        timeout = self.answer_timeout
         while True:
             answers: list[None] = []
             if not self.call_soon(partial(answers.append, None)) and not crossing.done:
@@ -271,7 +281,8 @@ class LoopThread:
         self._leave: anyio.Event | None = None
         self._loop: LoopHandle | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="hookbus-loop")
+        # A daemon, because a handler that blocks the loop for ever must not keep a program from ending.
+        self._thread = threading.Thread(target=self._run, name="hookbus-loop", daemon=True)
 
     def start(self) -> None:
         """Start the loop and wait until it is ready."""
@@ -282,13 +293,25 @@ class LoopThread:
             raise self._error
 
     def stop(self) -> None:
-        """End the loop and join the thread."""
+        """End the loop and join the thread; one that does not answer any more is left behind, and the log says so."""
         assert self._loop is not None
         assert self._leave is not None
         self._loop.call_soon(self._leave.set)
-        self._thread.join()
+        while not self._join(self._loop):
+            pass
         if self._error is not None:
             raise self._error
+
+    def _join(self, loop: LoopHandle) -> bool:
+        """Return whether there is nothing to wait for any more: the thread has ended, or its loop does not answer."""
+        answers: list[None] = []
+        loop.call_soon(partial(answers.append, None))
+        timeout = self._bridge.answer_timeout
+        self._thread.join(timeout)
+        if self._thread.is_alive() and not answers:
+            _logger.error("%s\nIts thread is left behind.", _describe_stall(timeout))
+            return True
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 __all__ = ("TookEffect", "TrainingThread")
 
-import itertools
-import threading
 from _thread import get_ident
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from hookbus._current import current_hub, current_writing
-from hookbus.bridge import Bridge, CrossingCancelled, LoopThread
+from hookbus.bridge import Bridge, LoopThread
 from hookbus.bus.host import Posts, as_handler
 from hookbus.bus.outbox import Outbox
 from hookbus.bus.pump import Pump
@@ -31,27 +28,14 @@ from hookbus.hub import MessageHub
 from hookbus.loop_lag import measure_lag
 from hookbus.mailbox import Acknowledgement, Mailbox
 from hookbus.progress import Progress
+from hookbus.step_requests import StepRequest, StepRequests
 from hookbus.types import Backend
 
 T = TypeVar("T")
 
 
-LATER_ONES = 16
-"""How many requests that are made while others are carried out have their turn at the same place; the next ones wait for the
-next step boundary, so that handlers which answer each control with another one hold nobody up."""
-
-
-class _Request(NamedTuple):
-    """Something to be done at a step boundary, or earlier."""
-
-    number: int
-    """Which one it is in the order of asking."""
-    action: Callable[[], Any]
-    answer: Acknowledgement[Any]
-    then: Callable[[Any], object] | None
-    """Takes what was answered; for what is to be said once it has taken effect."""
-    refusals: tuple[type[Exception], ...]
-    """Errors of the action that are for the one who asked, and do not end the run."""
+AFTER_CANCEL = 5.0
+"""Seconds that background handlers get once the run was cancelled."""
 
 
 def _wake_up() -> None:
@@ -95,12 +79,8 @@ class TrainingThread:
         self._main_stream = main_stream
         self._backend = backend
         self._loop_thread: LoopThread | None = None
-        self._cancelled = False
-        self._at_boundary: deque[_Request] = deque()
-        self._controls: deque[_Request] = deque()
-        self._numbers = itertools.count()
-        self._closed = False
-        self._lock = threading.RLock()  # reentrant, because a signal handler may ask for something, too
+        self._is_cancelled = False
+        self._requests = StepRequests()
         self._posts = Posts(self.mailbox, hub)
 
     # --- on the training thread ---------------------------------------------------------------------------------------
@@ -125,19 +105,15 @@ class TrainingThread:
             self.mailbox.serve()
 
     def control_point(self) -> None:
-        """Let stops and pauses take effect between two steps; saves go on waiting for a boundary.
-
-        Raises:
-            CrossingCancelled: the run was cancelled.
-        """
+        """Let stops and pauses take effect between two steps; saves go on waiting for a boundary."""
         self.safe_point()
-        if not self._controls and not self._cancelled:
+        if not self._requests.controls:
             return
         self._is_inside = True
         try:
-            self._carry_out(self._controls)
-            if self._pauses_inside or self._cancelled:  # one at a boundary holds no validation that is asked for in it
-                self._pause_if_asked(self._controls)
+            self._requests.carry_out(with_boundary=False)
+            if self._pauses_inside:  # one at a boundary holds no validation that is asked for in it
+                self._hold(with_boundary=False)
         finally:
             self._is_inside = self._pauses_inside = False
 
@@ -145,47 +121,34 @@ class TrainingThread:
         """Let everything take effect that was asked for; the counters have moved.
 
         An action that fails ends the run: a save that was asked for and did not happen must not pass unnoticed.
-
-        Raises:
-            CrossingCancelled: the run was cancelled.
         """
+        requests = self._requests
         if not self.mailbox.empty():
             self.mailbox.serve()
-        if self._at_boundary or self._controls:
-            self._carry_out(self._at_boundary, self._controls)
+        if requests.at_boundary or requests.controls:
+            requests.carry_out(with_boundary=True)
         if self._hub.dirty:  # written between two publishes, by the model for instance
             self._hub.commit()
-        if self.is_paused or self._cancelled:
-            self._pause_if_asked(self._at_boundary, self._controls)
+        if self.is_paused:
+            self._hold(with_boundary=True)
 
-    def _pause_if_asked(self, *queues: deque[_Request]) -> None:
-        """Wait while the run is paused; what the queues get meanwhile takes effect at once."""
-        while self.is_paused and not self.stop_requested and not self._cancelled:
-            self.mailbox.wait(lambda: self._cancelled or any(queues))
+    def _hold(self, *, with_boundary: bool) -> None:
+        """Wait while the run is paused; what is asked for meanwhile takes effect at once."""
+        while self.is_paused and not self.stop_requested:
+            self.mailbox.wait(lambda: self._requests.any(with_boundary=with_boundary))
             self.safe_point()  # nothing was served where something had been asked for already
-            self._carry_out(*queues)
-        if self._cancelled:
-            raise CrossingCancelled
-
-    def _carry_out(self, *queues: deque[_Request]) -> None:
-        """Do what was asked for, in the order of asking."""
-        for _ in range(sum(map(len, queues)) + LATER_ONES):
-            waiting = [queue for queue in queues if queue]
-            if not waiting:
-                return
-            self._carry_out_one(min(waiting, key=lambda queue: queue[0].number).popleft())
-
-    def _carry_out_one(self, request: _Request) -> None:
-        try:
-            request.answer.carry_out_or_raise(request.action)
-        except request.refusals:
-            return  # whoever asked hears of it
-        if request.then is not None:
-            request.then(request.answer.result(0))
+            self._requests.carry_out(with_boundary=with_boundary)
 
     def cross(self, function: Callable[..., Awaitable[T]], *arguments: Any, closing: bool = False) -> T:
-        """Run a coroutine function on the home loop, each of its steps on the main stream, and wait for it."""
+        """Run a coroutine function on the home loop, each of its steps on the main stream, and wait for it.
+
+        Once a cancellation has taken effect as a stop, the handlers of the run's end are shielded, up to a deadline.
+
+        Raises:
+            CrossingCancelled: the run was cancelled before, or while the coroutine ran.
+        """
         self._start_loop()
+        closing = closing or (self._is_cancelled and self.stop_requested)
         value: T = self.bridge.call(as_handler, self._hub, self._main_stream.drive, function, *arguments, closing=closing)
         return value
 
@@ -210,9 +173,10 @@ class TrainingThread:
         outbox.open(wake, end_run)
 
     def wait(self, done: Callable[[], bool], timeout: float) -> bool:
-        """Wait, serving the mailbox, but not beyond a cancellation; return whether it is done."""
-        self.mailbox.wait(lambda: self._cancelled or done(), timeout)
-        return done()
+        """Wait, serving the mailbox, after a cancellation not for long; return whether it is done."""
+        if not self.mailbox.wait(lambda: self._is_cancelled or done(), timeout):
+            return False
+        return done() or self.mailbox.wait(done, min(timeout, AFTER_CANCEL))
 
     def nudge(self) -> None:
         """Have this thread look again whether what it waits for is there; any thread may call this."""
@@ -220,22 +184,16 @@ class TrainingThread:
 
     def _close(self) -> None:
         """Carry out what was asked in time; refuse what was meant for a boundary that will not come."""
-        with self._lock:
-            self._closed = True
+        self._requests.close()
         self.mailbox.serve()
-        for request in (*self._at_boundary, *self._controls):
-            answer = request.answer
-            answer.set_error(RunEnded(f"{answer.what} could not take effect: the run ended before the next step boundary"))
-            answer.forgive()
-        self._at_boundary.clear()
-        self._controls.clear()
+        self._requests.refuse()
 
     # --- from anywhere ------------------------------------------------------------------------------------------------
 
     def cancel(self) -> None:
-        """End the run at the next step boundary."""
-        self._cancelled = True
-        self.mailbox.put(_wake_up)
+        """Stop the run at the next step boundary; what is awaited until then, the bridge cancels."""
+        self._is_cancelled = True
+        self.stop().forgive()
 
     def post(self, emit: Callable[[], T], publish: Callable[[], Awaitable[T]], what: str) -> Acknowledgement[T]:
         """Have an event emitted at the next safe point, after what was posted before."""
@@ -247,8 +205,8 @@ class TrainingThread:
 
     def _submit(self, function: Callable[[], T], what: str, put: Callable[[Callable[[], object]], object]) -> Acknowledgement[T]:
         answer: Acknowledgement[T] = Acknowledgement(what, check_wait=self._refuse_own_thread)
-        with self._lock:
-            if self._closed:
+        with self._requests.lock:
+            if self._requests.is_closed:
                 answer.set_error(RunEnded(f"{what} cannot take effect: the run is over"))
             else:
                 put(lambda: answer.carry_out(function))
@@ -274,42 +232,45 @@ class TrainingThread:
             then: called with the answer once it is given, there and on that thread.
             refusals: errors of the action that go to the one who asked; any other one ends the run.
         """
-        return self._enqueue(self._at_boundary, action, what, outlasts_pauses=outlasts_pauses, then=then, refusals=refusals)
+        answer = self._answer(what)
+        request = StepRequest(action, answer, then, refusals)
+        if self._pauses_inside and not outlasts_pauses:
+            msg = f"{what} cannot take effect: the run is paused between two step boundaries; unpause it first"
+            answer.set_error(WouldDeadlock(msg))
+        else:
+            self._take(request, waits_for_boundary=True)
+        return answer
 
     def stop(self, then: Callable[[TookEffect], object] | None = None) -> Acknowledgement[TookEffect]:
         """Stop the loop at the next step boundary, or earlier where nothing is lost by it; `then` is told when."""
-        return self._enqueue(self._controls, self._stop_now, "stop()", then=then)
+        return self._control("stop()", self._stop_now, then)
 
     def pause(self, then: Callable[[TookEffect], object] | None = None) -> Acknowledgement[TookEffect]:
         """Hold the loop at the next step boundary, or earlier where nothing is lost by it, until `unpause` or `stop`."""
-        return self._enqueue(self._controls, lambda: self._set_paused(True), "pause()", then=then)
+        return self._control("pause()", lambda: self._set_paused(True), then)
 
     def unpause(self, then: Callable[[TookEffect], object] | None = None) -> Acknowledgement[TookEffect]:
         """Let the loop go on."""
-        return self._enqueue(self._controls, lambda: self._set_paused(False), "unpause()", then=then)
+        return self._control("unpause()", lambda: self._set_paused(False), then)
 
-    def _enqueue(
-        self,
-        queue: deque[_Request],
-        action: Callable[[], T | Acknowledgement[T]],
-        what: str,
-        *,
-        outlasts_pauses: bool = False,
-        then: Callable[[T], object] | None = None,
-        refusals: tuple[type[Exception], ...] = (),
-    ) -> Acknowledgement[T]:
-        answer: Acknowledgement[T] = Acknowledgement(what, check_wait=self._refuse_handlers)
-        with self._lock:
-            if self._closed:
-                answer.set_error(RunEnded(f"{what} cannot take effect: the run is over"))
-                answer.forgive()
-            elif self._pauses_inside and queue is self._at_boundary and not outlasts_pauses:
-                msg = f"{what} cannot take effect: the run is paused between two step boundaries; unpause it first"
-                answer.set_error(WouldDeadlock(msg))
-            else:
-                queue.append(_Request(next(self._numbers), action, answer, then, refusals))
-                self.mailbox.put(_wake_up)  # it may wait in a pause
+    def _control(
+        self, what: str, action: Callable[[], TookEffect], then: Callable[[TookEffect], object] | None
+    ) -> Acknowledgement[TookEffect]:
+        answer = self._answer(what)
+        self._take(StepRequest(action, answer, then), waits_for_boundary=False)
         return answer
+
+    def _answer(self, what: str) -> Acknowledgement[Any]:
+        return Acknowledgement(what, check_wait=self._refuse_handlers)
+
+    def _take(self, request: StepRequest, *, waits_for_boundary: bool) -> None:
+        with self._requests.lock:
+            if self._requests.is_closed:
+                request.answer.set_error(RunEnded(f"{request.answer.what} cannot take effect: the run is over"))
+                request.answer.forgive()
+                return
+            self._requests.add(request, waits_for_boundary=waits_for_boundary)
+        self.mailbox.put(_wake_up)  # it may wait in a pause
 
     def _stop_now(self) -> TookEffect:
         self.stop_requested = True

@@ -135,7 +135,12 @@ def test_a_slow_destination_does_not_hold_training_up(tmp_path: Path) -> None:
     """Training ends while the first record is still being written; then everything is written before the run ends."""
     trained = threading.Event()
     waited: list[bool] = []
-    slow = Destination(lambda number: number == 1 and waited.append(trained.wait(PATIENCE)))
+
+    def wait_once(number: int) -> None:
+        if number == 1:
+            waited.append(trained.wait(PATIENCE))
+
+    slow = Destination(wait_once)
     logger = LoggerHook(interval=1, writers=[slow])
     runner = make_runner(tmp_path, val_dataloader=None, default_hooks=dict(logger=logger, checkpoint=None))
     runner.bus.subscribe(AfterTrainIter, lambda iter: trained.set() if iter == 5 else None, priority="LOWEST")
@@ -239,7 +244,8 @@ def test_more_records_than_may_wait_are_dropped_and_counted() -> None:
 
 def record(number: int, **facts: Any) -> LogRecorded:
     """Return a record of training."""
-    return LogRecorded(**dict(mode="train", epoch=1, iter=number, values={}, text="") | facts)
+    usual: dict[str, Any] = dict(mode="train", epoch=1, iter=number, values={}, text="")
+    return LogRecorded(**usual | facts)
 
 
 def close(delivery: Delivery) -> None:

@@ -57,6 +57,7 @@ LAYERS = {
     "optim": 4,
     "schedulers": 4,
     "loading": 5,
+    "step_requests": 4,
     "training_thread": 5,
     "steps": 5,
     "log_processor": 5,

@@ -7,7 +7,8 @@ __all__ = ("CallPlan", "bind_arguments", "is_async", "offered_names")
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,10 @@ class CallPlan:
         """Return `handler` as a function of event and hub, for those who call it later and without live objects."""
         function: Callable[[Event, MessageHub], Any] = eval(f"lambda event, hub: handler({self.arguments})", {"handler": handler})
         return function
+
+
+_method_plans: MutableMapping[Handler, MutableMapping[tuple[type[Event], bool], CallPlan]] = weakref.WeakKeyDictionary()
+"""What was worked out for methods, by their functions: a hook is bound when it is checked and when it is added, in every run."""
 
 
 def is_async(handler: Handler) -> bool:
@@ -61,6 +66,16 @@ def bind_arguments(handler: Handler, event_type: type[Event], name: str, *, with
         HandlerSignatureError: a required parameter has a name that the event does not offer.
         SubscriptionError: the handler has no readable signature, or is a generator.
     """
+    function = getattr(handler, "__func__", None)
+    if not inspect.isfunction(function):
+        return _bind(handler, event_type, name, with_live=with_live)
+    known = _method_plans.setdefault(function, {})
+    if (event_type, with_live) not in known:
+        known[event_type, with_live] = _bind(handler, event_type, name, with_live=with_live)
+    return known[event_type, with_live]
+
+
+def _bind(handler: Handler, event_type: type[Event], name: str, *, with_live: bool) -> CallPlan:
     if any(inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called) for called in _called(handler)):
         msg = f"{name} is a generator function; a handler is a function or a coroutine function"
         raise SubscriptionError(msg)

@@ -57,7 +57,7 @@ class Backlog:
         self._is_closed = False
         self._is_dropping = False
         """Whether a publisher has waited in vain, so that events are dropped until none waits."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant, because a signal handler may read the counts
 
     # --- whoever hands out events -------------------------------------------------------------------------------------
 
@@ -106,9 +106,20 @@ class Backlog:
                 self._events.clear()
         self.ring()
 
-    def reopen(self) -> None:
-        """Take events again."""
-        self._is_closed = self._is_dropping = False
+    def successor(self) -> Backlog:
+        """Return an empty one that takes events and counts on, for new consumers.
+
+        One of before may still hold an event and this backlog, which stays closed to it; its event counts as cancelled.
+        """
+        counts = self.counts()
+        successor = Backlog(self.options)
+        successor.published, successor._dropped = counts.published, counts.dropped
+        successor._outcomes = {
+            Outcome.HANDLED: counts.handled,
+            Outcome.FAILED: counts.failed,
+            Outcome.CANCELLED: counts.cancelled + counts.pending,
+        }
+        return successor
 
     def ring(self) -> None:
         """Wake the consumer, where it rests."""

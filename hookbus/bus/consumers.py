@@ -33,6 +33,7 @@ async def consume(subscription: Subscription[Any], outbox: Outbox, hub: MessageH
         if event is not None:
             await _handle(subscription, backlog, outbox, event, partial(handle, event, hub))
         elif backlog.is_closed:
+            outbox.forget(subscription)
             return
         else:
             await rest(backlog)
@@ -100,6 +101,11 @@ class WorkerThread:
         """Begin to handle what waits."""
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not come to its end."""
+        return self._thread.is_alive()
+
     def join(self, timeout: float) -> bool:
         """Wait for the end of a thread whose backlog is closed; return whether it has come."""
         self._thread.join(timeout)
@@ -113,6 +119,7 @@ class WorkerThread:
             if event is not None:
                 self._handle(event, handle)
             elif self._backlog.is_closed:
+                self._outbox.forget(self.subscription)
                 return
             else:
                 self._rest()

@@ -33,9 +33,6 @@ from hookbus.hub import MessageHub
 from hookbus.mailbox import Acknowledgement
 from hookbus.types import Backend, Live
 
-JOIN_TIMEOUT = 5.0
-"""Seconds that a background handler's thread gets to come to its end, once nothing waits for it any more."""
-
 _NO_LIVE: Live = MappingProxyType({})
 
 

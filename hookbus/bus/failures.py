@@ -23,7 +23,7 @@ def end_in_failure(subscriptions: Sequence[Subscription[Any]], index: int, error
         return
     failed = subscriptions[index]
     failed.failures += 1
-    if isinstance(error, Exception):  # the others pass through untouched
+    if not isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):  # those pass through untouched
         add_note(error, failed, event)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("Hosting",)
 
+from _thread import get_ident
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +21,7 @@ from hookbus.bus.looking import Looking
 from hookbus.bus.outbox import Marks, Outbox, all_past, watched
 from hookbus.bus.pump import Pump
 from hookbus.bus.subscription import Subscription
-from hookbus.errors import BusError
+from hookbus.errors import BusError, WrongThread
 from hookbus.hub import MessageHub
 from hookbus.types import Backend
 
@@ -62,24 +63,30 @@ class Hosting(Looking):
         """Wait until background handlers have handled what was published so far; return False when time ran out.
 
         For the thread that owns the bus. `of` tells for which of them to wait; who is late is named in the log.
+
+        Raises:
+            WrongThread: another thread asks, whose wait would serve a mailbox that is not its own.
         """
         host = self._host
         if host is None:
             return True
+        if get_ident() != self._thread_id:
+            msg = f"drain was called on a thread that does not own the event bus {self.name!r}"
+            raise WrongThread(msg)
         marks = self._marks(of)
         if not marks:
             return True
         with watched([backlog for backlog, _ in marks], host.nudge):
             host.wait(lambda: all_past(marks), self.drain_timeout if timeout is None else timeout)
-        return self._report_late(of)
+        return self._report_late(marks)
 
     def _marks(self, of: Those = _all) -> Marks:
         self._outbox.hand_out()
         return self._outbox.mark(filter(of, self._outbox.served()))
 
-    def _report_late(self, of: Those = _all) -> bool:
-        late = [stats for s in filter(of, self._outbox.served()) if (stats := s.stats()).pending]
-        for stats in late:
+    def _report_late(self, marks: Marks) -> bool:
+        late = {backlog for backlog, number in marks if not backlog.is_past(number)}
+        for stats in [subscription.stats() for subscription in self._outbox.served() if subscription.backlog in late]:
             message = "%s is late: %d events of %s still wait for it, and it is not waited for any longer"
             self._failure_log.logger.warning(message, stats.name, stats.pending, stats.event)
         return not late
@@ -127,8 +134,8 @@ class Hosting(Looking):
             self._restart_costs()
             self._forget_costs()
             for subscription in self._subscriptions:
-                if subscription.backlog is not None:
-                    subscription.backlog.reopen()
+                if subscription.backlog is not None and subscription.backlog.is_closed:
+                    subscription.backlog = subscription.backlog.successor()
             host.bridge_to(self._outbox, self._hub, self.stall_timeout)
 
     def leave(self) -> None:
@@ -138,7 +145,9 @@ class Hosting(Looking):
             self._forget_plans()
         for subscription in self._outbox.close():
             self._end_service(subscription)
-        for subscription in [s for s in self._subscriptions if s.is_pulled]:
+        with self._lock:  # another one may be leaving its block, and none must be passed over
+            streams = [subscription for subscription in self._subscriptions if subscription.is_pulled]
+        for subscription in streams:
             subscription.cancel()
         for worker in host.pump.detach() if host is not None else ():
             if not worker.join(JOIN_TIMEOUT):
@@ -210,7 +219,7 @@ class Hosting(Looking):
         marks = self._marks()
         with watched([backlog for backlog, _ in marks], host.nudge):
             await host.wait_here(lambda: all_past(marks), self.drain_timeout)
-        self._report_late()
+        self._report_late(marks)
 
 
 def _has_room(backlog: Backlog) -> bool:

@@ -45,12 +45,12 @@ class Outbox:
         """Wakes the pump; any thread may call it."""
         self.is_unattended = True
         """Whether the pump sleeps and has to be woken."""
-        self.newcomers: deque[Listener] = deque()
-        """Subscriptions with events, for which the pump has to start a consumer."""
         self.on_error: Callable[[], object] | None = None
         """Told when an error waits that is to end the run."""
         self._entries: deque[tuple[Event, int, Sequence[Listener]]] = deque()
-        self._lock = threading.Lock()
+        self._newcomers: deque[Listener] = deque()
+        self._lock = threading.RLock()
+        self._is_handing_out = False
         self._served: dict[Listener, None] = {}
         self._errors: deque[BaseException] = deque()
         self._failure_log = failure_log
@@ -71,17 +71,26 @@ class Outbox:
         """Give everything to those it is for; return whether there was something."""
         spent: list[Listener] = []
         with self._lock:  # the pump and a publisher may both be at it, and the order must stay
-            found = bool(self._entries)
-            while self._entries:
-                event, number, listeners = self._entries.popleft()
-                for listener in listeners:
-                    self._offer(listener, event, number, spent)
+            if self._is_handing_out:  # on this very thread: a filter looks at the bus that asks it
+                return False
+            self._is_handing_out = True
+            try:
+                found = bool(self._entries)
+                while self._entries:
+                    event, number, listeners = self._entries.popleft()
+                    for listener in listeners:
+                        self._offer(listener, event, number, spent)
+            finally:
+                self._is_handing_out = False
         for listener in spent:
             listener.cancel()
         return found
 
     def _offer(self, listener: Listener, event: Event, number: int, spent: list[Listener]) -> None:
         backlog = _backlog(listener)
+        if listener.pull_error is not None:
+            backlog.refuse(Outcome.CANCELLED)  # the reader's last word is the error of its filter
+            return
         if listener.is_filtered:
             try:
                 if not listener.wants(event, number):
@@ -97,17 +106,28 @@ class Outbox:
             if listener.once:
                 listener.spent = True
                 spent.append(listener)
-        if listener not in self._served:
+        if not listener.is_pulled and listener not in self._served:
             self._served[listener] = None
-            if not listener.is_pulled:
-                self.newcomers.append(listener)
+            self._newcomers.append(listener)
         backlog.offer(event)
+
+    def next_newcomer(self) -> Listener | None:
+        """Return a subscription with events for which the pump has to start a consumer; None where there is none."""
+        try:
+            return self._newcomers.popleft()
+        except IndexError:
+            return None
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
     def served(self) -> list[Listener]:
         """Return the subscriptions that were given something and are not pulled."""
-        return [listener for listener in list(self._served) if not listener.is_pulled]
+        return list(self._served)
+
+    def forget(self, listener: Listener) -> None:
+        """Let go of a subscription that was cancelled and has come to its end."""
+        if not listener.active:
+            self._served.pop(listener, None)
 
     def mark(self, listeners: Iterable[Listener]) -> Marks:
         """Return up to which number each of them has to come until everything handed out so far is done with."""
@@ -142,7 +162,7 @@ class Outbox:
         """End being served; what waits is cancelled, but for what is pulled. Return who was served."""
         self.hand_out()
         self.wake, self.on_error, self.is_unattended = _nobody_hosts, None, True
-        self.newcomers.clear()
+        self._newcomers.clear()
         served, self._served = list(self._served), {}
         return served
 

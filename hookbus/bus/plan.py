@@ -28,13 +28,14 @@ from __future__ import annotations
 
 __all__ = ("NESTING_LIMIT", "Nesting", "Plan", "Tools", "compile_plan")
 
+import functools
 import linecache
 import sys
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple, NoReturn
 
 import anyio
@@ -143,7 +144,7 @@ def compile_plan(
         namespace[f"when_{index}"] = subscription.when
         namespace[f"timeout_{index}"] = subscription.timeout
     linecache.cache[filename] = (len(source.text), None, source.text.splitlines(keepends=True), filename)
-    exec(compile(source.text, filename, "exec"), namespace)  # our own text, made of checked names
+    exec(_compiled(source.text, filename), namespace)  # our own text, made of checked names
     for group in source.groups:
         namespace[f"group_{group[0]}"].members = tuple(subscriptions[index] for index in group)
     return Plan(
@@ -154,6 +155,11 @@ def compile_plan(
         publish=namespace["publish"],
         namespace=namespace,
     )
+
+
+@functools.lru_cache(maxsize=512)  # runs that are made alike in one process have the same plans
+def _compiled(text: str, filename: str) -> CodeType:
+    return compile(text, filename, "exec")
 
 
 class _Source:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ("POLL", "Pump")
 
+import threading
+
 import anyio
 import anyio.abc
 
@@ -25,6 +27,7 @@ class Pump:
         """What handlers get as `hub`."""
         self._called: anyio.Event | None = None
         self._workers: list[WorkerThread] = []
+        self._lock = threading.Lock()
 
     def attach(self, outbox: Outbox, hub: MessageHub) -> None:
         """Begin to serve an outbox, whose handlers get that hub."""
@@ -32,8 +35,9 @@ class Pump:
 
     def detach(self) -> list[WorkerThread]:
         """End serving; return the threads that were started, to be joined."""
-        self._outbox = self.hub = None
-        workers, self._workers = self._workers, []
+        with self._lock:  # a thread that is just being started is among them
+            self._outbox = self.hub = None
+            workers, self._workers = self._workers, []
         return workers
 
     def call(self) -> None:
@@ -58,14 +62,18 @@ class Pump:
 
     def _serve(self, outbox: Outbox, tasks: anyio.abc.TaskGroup) -> bool:
         found = outbox.hand_out()
-        while outbox.newcomers:
+        while (subscription := outbox.next_newcomer()) is not None:
             found = True  # a publisher may have handed out itself
-            subscription = outbox.newcomers.popleft()
-            assert self.hub is not None
-            if is_async(subscription.handler):
-                tasks.start_soon(consume, subscription, outbox, self.hub)
-            else:
-                worker = WorkerThread(subscription, outbox, self.hub)
-                self._workers.append(worker)
-                worker.start()
+            with self._lock:
+                if self._outbox is not outbox or self.hub is None:
+                    return False  # the bus was left meanwhile
+                if is_async(subscription.handler):
+                    tasks.start_soon(consume, subscription, outbox, self.hub)
+                else:
+                    self._start_worker(WorkerThread(subscription, outbox, self.hub))
         return found
+
+    def _start_worker(self, worker: WorkerThread) -> None:
+        self._workers = [earlier for earlier in self._workers if earlier.is_alive]  # some were cancelled, and have ended
+        self._workers.append(worker)
+        worker.start()

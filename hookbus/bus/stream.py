@@ -45,6 +45,9 @@ class EventStream(Generic[E]):
 
     async def __anext__(self) -> E:
         backlog = self._backlog
+        if backlog.alarm is not None:
+            msg = "a stream has one reader, and another task waits for its next event; enter a stream for each of them"
+            raise SubscriptionError(msg)
         while True:
             event = backlog.take()
             if event is not None:

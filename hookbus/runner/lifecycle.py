@@ -8,9 +8,9 @@ from __future__ import annotations
 
 __all__ = ("run_awaited", "run_here")
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from hookbus.bridge import CrossingCancelled, run_in_thread
 from hookbus.device import MainStream
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from hookbus.runner.runner import Runner
     from hookbus.types import Backend
 
-T = TypeVar("T")
-
 
 def run_here(runner: Runner, name: str, backend: Backend) -> dict[str, Any]:
     """Run a loop on the calling thread; awaited handlers get an event loop on a joined thread."""
@@ -40,7 +38,7 @@ def run_here(runner: Runner, name: str, backend: Backend) -> dict[str, Any]:
 async def run_awaited(runner: Runner, name: str, *, handle_signals: bool = False) -> dict[str, Any]:
     """Run a loop on a thread of its own, joined at the end; awaited handlers run on the caller's event loop."""
     main_stream = MainStream()
-    thread = _CancellableThread(runner.message_hub, runner.progress, main_stream, backend=None)
+    thread = TrainingThread(runner.message_hub, runner.progress, main_stream, backend=None)
 
     def body() -> dict[str, Any]:
         with main_stream.on_this_thread(), runner.randomness.in_force(), thread.hosting(), _watching(runner):
@@ -48,25 +46,6 @@ async def run_awaited(runner: Runner, name: str, *, handle_signals: bool = False
 
     with SignalGuard(thread, runner.logger.warning, wanted=handle_signals):
         return await run_in_thread(thread.bridge, body, name=f"hookbus-{runner.experiment_name}", on_cancel=thread.cancel)
-
-
-class _CancellableThread(TrainingThread):
-    """A training thread that a cancellation ends as a stop does: with `AfterTrain`, and so with the last save that hooks want.
-
-    The bridge cancels what is awaited at that moment and until the stop takes effect: that is in the middle of an iteration, and
-    ends the run there. Afterwards nothing is cancelled, up to a deadline, so that the last handlers may be awaited, too.
-    """
-
-    _is_cancelled = False
-
-    def cancel(self) -> None:
-        """Stop the run; called on the event loop."""
-        self._is_cancelled = True
-        self.stop().forgive()
-
-    def cross(self, function: Callable[..., Awaitable[T]], *arguments: Any, closing: bool = False) -> T:
-        """Run a coroutine function on the home loop; shielded, where the cancellation has taken effect."""
-        return super().cross(function, *arguments, closing=closing or (self._is_cancelled and self.stop_requested))
 
 
 def _watching(runner: Runner) -> AbstractContextManager[object]:

@@ -29,7 +29,7 @@ class JsonlWriter(Writer):
         file = self._file
         if file is None or file.is_deleted:
             file = self._start()
-        file.append(strict_json(line_of(record)) + b"\n")
+        file.append(strict_json(_line(record)) + b"\n")
 
     def close(self) -> None:
         """Close the file; a later record opens it again."""
@@ -45,7 +45,7 @@ class JsonlWriter(Writer):
         return file
 
 
-def line_of(record: Record) -> dict[str, Any]:
+def _line(record: Record) -> dict[str, Any]:
     """Return what a line holds; a value named like one of its counters gets its mode before its name."""
     place = {"mode": record.mode, "epoch": record.epoch, "iter": record.iter}
     return place | {f"{record.mode}/{key}" if key in place else key: value for key, value in record.values.items()}

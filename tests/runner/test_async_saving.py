@@ -440,9 +440,11 @@ def test_a_failure_outlasts_a_pause_in_a_validation(tmp_path: Path) -> None:
         threads[0].start()
 
     def go_on() -> None:
-        wait_until(lambda: runner._thread is not None and runner._thread._pauses_inside)
+        thread = runner._thread
+        assert thread is not None
+        wait_until(lambda: thread._pauses_inside)
         files.may_write.set()
-        wait_until(lambda: "epoch_1" in checkpoints(tmp_path) and runner._thread is not None and runner._thread._at_boundary)
+        wait_until(lambda: "epoch_1" in checkpoints(tmp_path) and bool(thread._requests.at_boundary))
         runner.unpause()
 
     threads: list[threading.Thread] = []

@@ -11,11 +11,11 @@ from typing import Any
 import anyio
 import pytest
 
+from hookbus.bridge import CrossingCancelled
 from hookbus.errors import CheckpointWriteError
 from hookbus.events import AfterRun, AfterTrain, AfterTrainIter, AfterValIter, BeforeSaveCheckpoint, CheckpointCommitted, Event
 from hookbus.mailbox import LoopHandle
 from hookbus.runner import Runner
-from hookbus.runner.lifecycle import _CancellableThread
 from hookbus.training_thread import TrainingThread
 from tests.checkpoint.builders import assert_same
 from tests.runner.builders import at_iter, checkpoints, names, record
@@ -252,16 +252,25 @@ async def test_training_goes_on_after_a_cancellation(straight: dict[str, Any], t
     assert_same(final_state(tmp_path, "epoch_3")["state_dict"], straight["state_dict"])
 
 
-@pytest.mark.parametrize("thread", [_CancellableThread, TrainingThread])
+class HastyThread(TrainingThread):
+    """The twin: it leaves the loop where a cancellation finds it, instead of stopping there."""
+
+    def step_boundary(self) -> None:
+        if self._is_cancelled:
+            raise CrossingCancelled
+        super().step_boundary()
+
+
+@pytest.mark.parametrize("thread", [TrainingThread, HastyThread])
 async def test_a_twin_that_leaves_the_loop_at_once_is_caught(
     thread: type[TrainingThread], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread that raises at the boundary instead of stopping there takes no checkpoint."""
-    monkeypatch.setattr("hookbus.runner.lifecycle._CancellableThread", thread)
+    monkeypatch.setattr("hookbus.runner.lifecycle.TrainingThread", thread)
     options: dict[str, Any] = dict(default_hooks=dict(checkpoint=dict(interval=-1)), train_cfg=dict(max_epochs=100_000))
     runner = make_learner(tmp_path, val_dataloader=None, **options)
     with anyio.CancelScope() as scope:
         loop = LoopHandle.current()
         runner.bus.subscribe(AfterTrainIter, at_iter(CUT, lambda: loop.call_soon(scope.cancel)))
         await runner.train_async()
-    assert len(checkpoints(tmp_path)) == (thread is _CancellableThread)
+    assert len(checkpoints(tmp_path)) == (thread is TrainingThread)

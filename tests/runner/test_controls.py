@@ -14,7 +14,8 @@ from hookbus.checkpoint import load_checkpoint
 from hookbus.errors import ConfigError, InvalidName, RunEnded, Skip, WouldDeadlock
 from hookbus.events import AfterTrainIter, AfterValEpoch, AfterValIter, BeforeVal, ControlApplied
 from hookbus.runner import Runner
-from hookbus.training_thread import LATER_ONES, TookEffect
+from hookbus.step_requests import LATER_ONES
+from hookbus.training_thread import TookEffect
 from hookbus.wire import decode_event, encode_event
 from tests.checkpoint.builders import assert_same
 from tests.runner.builders import at_iter, checkpoints, make_loader, make_runner, names, record, same, weights

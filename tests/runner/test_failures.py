@@ -382,7 +382,7 @@ def test_a_log_directory_that_cannot_be_made_leaves_the_runner_as_it_was(tmp_pat
     """What fails before `BeforeRun` fails cleanly; once the obstacle is gone, the same runner trains."""
     obstacle = tmp_path / "work"
     obstacle.write_text("a file")
-    runner = make_runner(tmp_path, work_dir=obstacle)
+    runner = make_runner(obstacle)
     with pytest.raises(OSError, match="work"):
         runner.train()
     assert is_idle(runner)

@@ -337,7 +337,7 @@ def test_the_graph_of_the_model_is_written_and_training_is_the_same(tmp_path: Pa
         logger = dict(interval=1, writers=[dict(type="tensorboard", graph=graph)])
         runner = make_runner(tmp_path / str(graph), default_hooks=dict(logger=logger, checkpoint=None))
         runner.train()
-        weights.append(runner.model.weight.clone())
+        weights.append(runner.model.state_dict()["weight"])
     assert torch.equal(*weights)
     events = [event for path in event_files(runner.log_dir) for event in read_events(path)]
     assert sum(bool(event.graph_def) for event in events) == 1
