@@ -1,7 +1,6 @@
 """Train inside a web service: start a run, watch it live, pause it, change its learning rate, save, stop.
 
     python examples/async_service.py                 then open http://127.0.0.1:8000
-    python examples/async_service.py --port 9000
 
     curl -X POST 127.0.0.1:8000/run -H 'content-type: application/json' -d '{"epochs": 500, "lr": 0.01}'
     curl -N 127.0.0.1:8000/run/events
@@ -17,14 +16,12 @@ from __future__ import annotations
 import argparse
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import aclosing, asynccontextmanager
-from functools import partial
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
 import anyio
-import anyio.abc
 import msgspec
 import torch
 import uvicorn
@@ -41,18 +38,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from hookbus import ControlApplied, Event, Hook, RunEnded, Runner, ScalarsLanded, on
 from hookbus.errors import ConfigError, HookbusError, InvalidName, WouldDeadlock, choices, describe_error
 
-PAGE = Path(__file__).with_name("async_service.html")
 CONTROLS: Mapping[str, tuple[str, ...]] = dict(pause=(), unpause=(), save=("name",), validate=(), set_lr=("lr",), stop=())
 """What may be asked of a run, and with which arguments."""
-STATUS = {RunEnded: 409, WouldDeadlock: 409, ConfigError: 422, InvalidName: 422}
+STATUS: Mapping[type[Exception], int] = {RunEnded: 409, WouldDeadlock: 409, ConfigError: 422, InvalidName: 422}
 """Which status code an error becomes; any other one is 500."""
-SEND_BUFFER = 32_768
-"""Bytes that the system keeps for a client that does not read; what comes then waits in its stream, which drops the oldest."""
-LAST_WORDS = 5
-"""Seconds that open connections get when the service ends."""
-
-
-# --- the run ----------------------------------------------------------------------------------------------------------
 
 
 class Message(Event):
@@ -108,7 +97,6 @@ def make_runner(work_dir: Path, epochs: int, lr: float, resume: bool, announcer:
         default_hooks=dict(checkpoint=dict(interval=25, max_keep_ckpts=2), logger=dict(interval=32, writers=["jsonl"])),
         custom_hooks=[announcer],
         resume="auto" if resume else False,
-        randomness=dict(seed=0),
         work_dir=work_dir,
     )
 
@@ -121,10 +109,8 @@ class Service:
         self.every = every
         self.backlog = backlog
         self.runner: Runner | None = None
-        self.problem: str | None = None
-        """What ended the newest run, where that was an error."""
+        self.problem: str | None = None  # what ended the newest run, where that was an error
         self._is_busy = False
-        self._tasks: anyio.abc.TaskGroup
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -138,9 +124,9 @@ class Service:
         if self._is_busy:
             raise HTTPException(409, "a run is going on; stop it first")
         self._is_busy, self.problem, begun = True, None, anyio.Event()
-        make = partial(make_runner, self.work_dir, epochs, lr, resume, Announcer(self.every, begun.set))
+        announcer = Announcer(self.every, begun.set)
         try:
-            self.runner = await anyio.to_thread.run_sync(make)  # it may read much data, so not on the loop
+            self.runner = await anyio.to_thread.run_sync(make_runner, self.work_dir, epochs, lr, resume, announcer)
             self._tasks.start_soon(self._train, self.runner, begun)
         except BaseException:
             self._is_busy = False
@@ -164,8 +150,8 @@ class Service:
 
     def stop(self) -> None:
         """Ask the run to stop, from a signal handler; its event streams end with it."""
-        if self.runner is not None and self.runner.running is not None:
-            self.runner.stop(requested_by="a signal").forgive()
+        with suppress(RunEnded):
+            self.live().stop(requested_by="a signal").forgive()
 
     def status(self) -> dict[str, Any]:
         """Return what is known of the newest run, from one version of its message hub."""
@@ -175,9 +161,6 @@ class Service:
         seen = runner.message_hub.snapshot()
         facts = {name: seen.get_info(name, None) for name in ("epoch", "iter", "max_epochs", "loop_lag")}
         return {"live": runner.running is not None, **facts, "scalars": seen.scalars, "problem": self.problem}
-
-
-# --- requests ---------------------------------------------------------------------------------------------------------
 
 
 class JSON(JSONResponse):
@@ -191,8 +174,7 @@ class JSON(JSONResponse):
 class EventStreamResponse(StreamingResponse):
     """Server-sent events, whose source is closed as soon as nobody reads any more."""
 
-    def __init__(self, messages: AsyncIterator[str]) -> None:
-        super().__init__(messages, media_type="text/event-stream", headers={"cache-control": "no-store"})
+    media_type = "text/event-stream"
 
     async def stream_response(self, send: Send) -> None:
         """Send until the source ends or the client is gone."""
@@ -203,9 +185,10 @@ class EventStreamResponse(StreamingResponse):
 async def watch(service: Service, runner: Runner) -> AsyncIterator[str]:
     """Yield what one client is sent, until the run ends."""
     async with runner.bus.stream(Message, maxsize=service.backlog, name="a watcher") as messages:
-        yield as_text("status", service.status())
-        async for message in messages:
-            yield as_text(message.kind, message.facts | {"dropped": messages.dropped})
+        if runner.running is not None:  # else it ended just before, and nothing would end the stream
+            yield as_text("status", service.status())
+            async for message in messages:
+                yield as_text(message.kind, message.facts | {"dropped": messages.dropped})
     yield as_text("end", service.status())
 
 
@@ -232,7 +215,7 @@ def routes(service: Service) -> list[Route]:
     """Return who answers which request."""
 
     async def page(request: Request) -> Response:
-        return FileResponse(PAGE)
+        return FileResponse(Path(__file__).with_name("async_service.html"))
 
     async def status(request: Request) -> Response:
         return JSON(service.status())
@@ -287,7 +270,8 @@ class Server(uvicorn.Server):
     """A server that first ends the run when it is told to end: open event streams end with it, so nobody waits for them."""
 
     def __init__(self, service: Service) -> None:
-        super().__init__(uvicorn.Config(make_app(service), log_level="warning", timeout_graceful_shutdown=LAST_WORDS))
+        # The time out is for clients that do not read: the end of a stream does not reach them.
+        super().__init__(uvicorn.Config(make_app(service), log_level="warning", timeout_graceful_shutdown=3))
         self.service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -306,9 +290,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     listener = socket.create_server(("127.0.0.1", arguments.port))
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32_768)  # what a client does not read waits in its stream instead
     print(f"serving on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    Server(Service(arguments.work_dir, arguments.every, arguments.backlog)).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):
+        Server(Service(arguments.work_dir, arguments.every, arguments.backlog)).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import contextvars
 import logging
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -36,6 +37,8 @@ CLOSING_DEADLINE = 30.0
 
 AFTER_STALL = 1.0
 """Seconds that a loop gets which has not answered before."""
+ASK_AGAIN = 1.0
+"""Seconds after which a loop is asked again whether it is still there; so one that was closed is found out soon."""
 LOOP_ENDED = "the event loop that runs the awaited handlers has ended before the run did"
 
 _logger = logging.getLogger("hookbus")
@@ -239,20 +242,27 @@ class Bridge:
         """Seconds that the event loop has for an answer."""
         return min(AFTER_STALL, self.stall_timeout) if self._is_stalled else self.stall_timeout
 
+    @property
+    def has_lost_its_loop(self) -> bool:
+        """Whether the event loop was closed under the bridge."""
+        return self._loop is not None and self._loop.is_closed()
+
     def _wait_or_stall(self, crossing: _Crossing[Any]) -> None:
         """Wait, and ask the loop now and then whether it is still there; a coroutine that merely takes long is no stall."""
         timeout = self.answer_timeout
+        answered_at = time.monotonic()
+        answers: list[float] = []
         while True:
-            answers: list[None] = []
-            if not self.call_soon(partial(answers.append, None)) and not crossing.done:
+            if not self.call_soon(lambda: answers.append(time.monotonic())) and not crossing.done:
                 raise BusError(LOOP_ENDED)
-            if self.mailbox.wait(crossing.is_done, timeout=timeout):
+            if self.mailbox.wait(crossing.is_done, timeout=min(timeout, ASK_AGAIN)):
                 self._is_stalled = False
                 return
-            self._is_stalled = not answers
+            answered_at = max([answered_at, *answers])
+            answers.clear()
+            self._is_stalled = time.monotonic() - answered_at >= timeout
             if self._is_stalled:
                 raise BusStalled(_describe_stall(timeout))
-            timeout = self.stall_timeout
 
 
 async def _serve(service: Callable[[], Awaitable[object]], scope: anyio.CancelScope) -> None:

@@ -35,6 +35,8 @@ class LoopHandle:
     def __init__(self, native: Any) -> None:
         # The loop objects of both backends offer the same thing under different names.
         self._call_soon = getattr(native, "call_soon_threadsafe", None) or native.run_sync_soon
+        self.is_closed: Callable[[], bool] = getattr(native, "is_closed", None) or _never
+        """Whether the loop was closed under its tasks; one of trio cannot be."""
 
     @classmethod
     def current(cls) -> LoopHandle:
@@ -48,6 +50,10 @@ class LoopHandle:
         except RuntimeError:  # both backends say so when their loop has ended
             return False
         return True
+
+
+def _never() -> bool:
+    return False
 
 
 class Acknowledgement(Generic[T]):

@@ -46,7 +46,7 @@ class Backlog:
         self.alarm: Callable[[], object] | None = None
         """Wakes the consumer; set while it rests."""
         self.watchers: list[Callable[[], object]] = []
-        """Told after each event that is done with."""
+        """Told after each event that is done with, and when no more are taken."""
         self.published = 0
         """How many events were handed out; each bears its number."""
         self._events: deque[tuple[int, Event]] = deque()
@@ -105,6 +105,7 @@ class Backlog:
                 self._outcomes[Outcome.CANCELLED] += len(self._events)
                 self._events.clear()
         self.ring()
+        self._tell()
 
     def successor(self) -> Backlog:
         """Return an empty one that takes events and counts on, for new consumers.
@@ -142,6 +143,9 @@ class Backlog:
         with self._lock:
             self._taken = None
             self._outcomes[outcome] += 1
+        self._tell()
+
+    def _tell(self) -> None:
         for tell in tuple(self.watchers):
             tell()
 

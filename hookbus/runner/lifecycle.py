@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from hookbus.bridge import CrossingCancelled, run_in_thread
+from hookbus.bridge import LOOP_ENDED, CrossingCancelled, run_in_thread
 from hookbus.device import MainStream
 from hookbus.device_reads import find_device_reads
 from hookbus.errors import RunAlreadyLive, describe_error
@@ -26,6 +26,10 @@ from hookbus.training_thread import TrainingThread
 if TYPE_CHECKING:
     from hookbus.runner.runner import Runner
     from hookbus.types import Backend
+
+
+AGAIN = 1.0
+"""Seconds that background handlers get which were too late before."""
 
 
 def run_here(runner: Runner, name: str, backend: Backend) -> dict[str, Any]:
@@ -60,6 +64,7 @@ class _Run:
         self._runner = runner
         self._name = name
         self._thread = thread
+        self._is_drained = True
 
     def conduct(self) -> dict[str, Any]:
         """Take possession of hub, bus and log, run, and give everything back."""
@@ -92,24 +97,35 @@ class _Run:
             metrics = loop.run()
         except BaseException as error:  # noqa: BLE001  it goes on below, once the run is closed
             failure = error
-        failure = self._close(failure, "the last save", self._runner.finish)
-        if failure is not None and not isinstance(failure, CrossingCancelled):
-            facts = self._describe(failure)
-            failure = self._close(failure, "RunFailed", lambda: self._emit(RunFailed, **facts))
-        failure = self._close(failure, "the background handlers", self._runner.bus.drain)
-        failure = self._close(failure, "AfterRun", lambda: self._emit(AfterRun, loop=self._name))
-        failure = self._close(failure, "the background handlers", self._runner.bus.drain)
-        failure = self._close(failure, "the background handlers", self._runner.bus.raise_background_errors)
-        self._runner._saver.release()  # only now, because handlers of AfterRun publish weights there
-        self._report()
-        if not isinstance(failure, CrossingCancelled):
-            describe_end(self._runner, failure)
+        failure = self._end(failure)
         try:
             if failure is not None:
                 raise failure
         finally:
             failure = None  # the traceback holds this frame: do not close a cycle
         return metrics
+
+    def _end(self, failure: BaseException | None) -> BaseException | None:
+        """Publish what closes the run, wait for who is not done yet, and say what became of it all; return what failed."""
+        runner = self._runner
+        failure = self._close(failure, "the last save", runner.finish)
+        failure = self._close(failure, "the background handlers", self._drain)
+        failure = self._close(failure, "the background handlers", runner.bus.raise_background_errors)
+        if failure is not None and not isinstance(failure, CrossingCancelled):
+            facts = self._describe(failure)
+            failure = self._close(failure, "RunFailed", lambda: self._emit(RunFailed, **facts))
+        failure = self._close(failure, "the costs", lambda: report_costs(runner, self._name))
+        failure = self._close(failure, "AfterRun", lambda: self._emit(AfterRun, loop=self._name))
+        failure = self._close(failure, "the background handlers", self._drain)
+        failure = self._close(failure, "the background handlers", runner.bus.raise_background_errors)
+        self._report()
+        if not isinstance(failure, CrossingCancelled):
+            describe_end(runner, failure)
+        return failure
+
+    def _drain(self) -> None:
+        """Let background handlers come to an end; who was too late once is not waited for as long again."""
+        self._is_drained = self._runner.bus.drain(None if self._is_drained else AGAIN)
 
     def _close(self, failure: BaseException | None, what: str, action: Callable[[], object]) -> BaseException | None:
         """Do what closes a run; note on the failure what goes wrong meanwhile, or make it the failure."""
@@ -134,11 +150,10 @@ class _Run:
         return {"error_type": type(failure).__name__, "message": describe_error(failure), "handler": handler}
 
     def _report(self) -> None:
-        """Say what failed and what was lost, so that nothing is swallowed, and what the handlers cost."""
+        """Say what failed and what was lost, so that nothing is swallowed."""
         warn = self._runner.logger.warning
         for stats in self._runner.bus.stats():
             if stats.failures:
                 warn("%s failed %d of %d times on %s", stats.name, stats.failures, stats.calls, stats.event)
             if stats.dropped:
                 warn("%s was too slow for %d of %d events of %s", stats.name, stats.dropped, stats.published, stats.event)
-        report_costs(self._runner, self._name)

@@ -384,6 +384,7 @@ class Runner(RunControls):
         """End a run: nothing of it stays on the bus, open or alive."""
         for loader in (self.train_dataloader, self.val_dataloader, self.test_dataloader):
             release_workers(loader)
+        self._saver.release()  # not earlier, because handlers of AfterRun publish weights where it writes
         self.running = self._thread = self._context.thread = self._saver.host = None
         self._residence.live = False
         self._residence.leave(self.bus)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import tempfile
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hookbus.events import MOUNT_POINTS, AfterRun, AfterTrainIter, AfterValIter, Event
+from hookbus.events import MOUNT_POINTS, AfterRun, AfterTrainIter, Event
 from hookbus.hooks import Hook
 from hookbus.runner import Runner
 from hookbus.runner.defaults import DEFAULT_HOOKS
@@ -74,44 +76,28 @@ def hook_of(runner: Runner, subject: Subject) -> Hook:
 
 
 @cache
-def undisturbed(loop: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a training without any hook comes to: the weights, and the metrics of the test behind it."""
-    runner = make_run_anywhere(LOOPS[loop])
-    runner.train()
-    return weights(runner.model), runner.test()
-
-
-def make_run_anywhere(train_cfg: Mapping[str, Any]) -> Runner:
-    """Return a runner without hooks in a directory that goes with it."""
-    model = ImageModel()
-    return make_runner(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
-        train_dataloader=image_loader(3),
-        val_dataloader=image_loader(2),
-        test_dataloader=image_loader(1),
-        train_cfg=train_cfg,
-        default_hooks=NO_HOOKS,
-    )
+def undisturbed(loop: str) -> dict[str, torch.Tensor]:
+    """Return the weights that a training without any hook comes to."""
+    with tempfile.TemporaryDirectory() as work_dir:
+        runner = make_run(Path(work_dir), [], train_cfg=LOOPS[loop])
+        runner.train()
+        return weights(runner.model)
 
 
 # --- the checks -------------------------------------------------------------------------------------------------------
 
 
 def check_training_and_test(subject: Subject, work_dir: Path, loop: str) -> None:
-    """It lives through a training and a test behind it, changes neither data nor weights, and leaves nothing behind."""
-    expected, _ = undisturbed(loop)
-    fresh = looks(vars(type(subject.cls(**subject.required))))
+    """It lives through a training and a test behind it, leaves what is trained alone, and nothing behind."""
+    before = looks(vars(subject.cls))
     runner = make_run(work_dir, [subject.config()], train_cfg=LOOPS[loop])
     with leaves_nothing_behind():
         runner.train()
-        found = weights(runner.model)
-        metrics = runner.test()
-    assert runner.iter == 6, f"training ended after {runner.iter} iterations"
-    changed = [name for name in expected if not torch.equal(found[name], expected[name])]
-    assert not changed, f"the hook changes what is trained: {', '.join(changed)}"
-    assert "loss" in metrics
-    assert looks(vars(type(subject.cls(**subject.required)))) == fresh, "a run changes the class"
+        assert runner.iter == 6, f"training ended after {runner.iter} iterations"
+        check_same_weights(runner, undisturbed(loop))
+        assert "loss" in runner.test()
+    check_same_weights(runner, undisturbed(loop))
+    assert looks(vars(subject.cls)) == before, "a run changes the class"
     check_bus_is_clean(runner)
 
 
@@ -122,7 +108,7 @@ def check_among_default_hooks(subject: Subject, work_dir: Path, loop: str) -> No
     with leaves_nothing_behind():
         runner.train()
         runner.test()
-    assert all(torch.equal(value, undisturbed(loop)[0][name]) for name, value in weights(runner.model).items())
+    check_same_weights(runner, undisturbed(loop))
 
 
 def check_evaluation_alone(subject: Subject, work_dir: Path) -> None:
@@ -132,29 +118,27 @@ def check_evaluation_alone(subject: Subject, work_dir: Path) -> None:
     with leaves_nothing_behind():
         metrics = [runner.val(), runner.test()]
     assert all("loss" in each for each in metrics)
-    assert all(torch.equal(value, before[name]) for name, value in weights(runner.model).items())
+    check_same_weights(runner, before)
     check_bus_is_clean(runner)
 
 
 def check_state(subject: Subject, work_dir: Path, loop: str) -> None:
-    """What a real checkpoint keeps of it is its state; a run that was cut and resumed ends with that of one that was not."""
+    """A real checkpoint keeps its state; a run that was cut and resumed ends with that of one that was not."""
     straight = make_run(work_dir / "straight", [subject.config()], train_cfg=LOOPS[loop])
     straight.train()
     cut = make_run(work_dir / "cut", [subject.config()], train_cfg=LOOPS[loop])
     cut.bus.subscribe(AfterTrainIter, at_iter(CUT - 1, cut.stop))
     cut.train()
-    assert cut.iter == CUT
-    path = cut.save_checkpoint("cut")
+    path, state = cut.save_checkpoint("cut"), looks(hook_of(cut, subject).state_dict())
     assert isinstance(path, Path)
+    kept = cut.load_checkpoint(path)["hooks"].get(subject.cls.__name__, {})
+    assert looks(kept) == state, f"the checkpoint holds {looks(kept)}, not {state}"
     resumed = make_run(work_dir / "resumed", [subject.config()], train_cfg=LOOPS[loop], resume=path)
     resumed.train()
-    kept = resumed.load_checkpoint(path)["hooks"].get(subject.cls.__name__, {})
-    assert looks(kept) == looks(hook_of(cut, subject).state_dict()), "the checkpoint holds another state"
-    states = [looks(hook_of(run, subject).state_dict()) for run in (make_loaded(subject, resumed), straight)]
-    assert states[0] == states[1], f"the state of a resumed run is {states[0]}, not {states[1]}"
-    attributes = [public(hook_of(run, subject)) for run in (resumed, straight)]
-    assert attributes[0] == attributes[1], f"a resumed run has {attributes[0]}, not {attributes[1]}"
-    assert all(torch.equal(value, weights(straight.model)[name]) for name, value in weights(resumed.model).items())
+    for what in (public, lambda hook: looks(hook.state_dict())):
+        found, expected = (what(hook_of(run, subject)) for run in (resumed, straight))
+        assert found == expected, f"a resumed run ends with {found}, not with {expected}"
+    check_same_weights(resumed, weights(straight.model))
 
 
 def check_closing_twice(subject: Subject, work_dir: Path, loop: str) -> None:
@@ -175,29 +159,30 @@ def check_closing_twice(subject: Subject, work_dir: Path, loop: str) -> None:
 
 def check_error_in_the_middle(subject: Subject, work_dir: Path, loop: str, event_type: type[Event], priority: str) -> None:
     """The error of somebody else comes out as itself, with nothing added by this hook, which cleans up and can go on."""
-    error = Deliberate("on purpose")
-
-    def fail() -> None:
-        raise error
-
-    outcomes = []
+    error, outcomes = Deliberate("on purpose"), []
     for hooks in ([], [subject.config()]):
         runner = make_run(work_dir / str(len(hooks)), hooks, train_cfg=LOOPS[loop])
-        with leaves_nothing_behind(), runner.bus.subscribe(event_type, at_iter(_failing_at(event_type), fail), priority=priority):
+        with leaves_nothing_behind(), runner.bus.subscribe(event_type, second_call_raises(error), priority=priority):
             assert failure_of(runner) is error
         outcomes.append(weights(runner.model))
-        troubles = [note for note in getattr(error, "__notes__", ()) if note.startswith("and at ")]
-        assert not troubles, f"it fails while the run is closed: {troubles}"
-    assert all(torch.equal(value, outcomes[0][name]) for name, value in outcomes[1].items()), "the weights are not those of training"
+    troubles = [note for note in error.__notes__ if note.startswith("and at ")]
+    assert not troubles, f"it fails while the run is closed: {troubles}"
+    check_same_weights(runner, outcomes[0])
     with leaves_nothing_behind():
         runner.train()
     assert runner.iter == 6, "the run cannot be taken up again"
     check_bus_is_clean(runner)
 
 
-def _failing_at(event_type: type[Event]) -> int:
-    """Return the counter at the second iteration of training, or in the first validation where both loops have one."""
-    return 1 if event_type is AfterTrainIter else {AfterValIter: -1}.get(event_type, 1)
+def second_call_raises(error: Exception) -> Callable[[], None]:
+    """Return a handler that raises an error when it is called for the second time."""
+    calls = itertools.count(1)
+
+    def handler() -> None:
+        if next(calls) == 2:
+            raise error
+
+    return handler
 
 
 def failure_of(runner: Runner) -> BaseException | None:
@@ -217,6 +202,8 @@ def check_bus_is_clean(runner: Runner) -> None:
     assert runner.bus.around is None, "somebody is still around the handlers"
 
 
-def make_loaded(subject: Subject, run: Runner) -> Runner:
-    """Return the run itself; a place for broken hooks to be seen."""
-    return run
+def check_same_weights(runner: Runner, expected: Mapping[str, torch.Tensor]) -> None:
+    """Fail if the model of a runner has other weights or buffers than these."""
+    found = weights(runner.model)
+    others = [name for name in expected if not torch.equal(found[name], expected[name])]
+    assert not others, f"the model is another one: {', '.join(others)}"

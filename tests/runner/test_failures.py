@@ -205,11 +205,12 @@ def test_writers_are_closed_when_a_run_fails(tmp_path: Path) -> None:
 
 
 def test_a_writer_that_cannot_be_closed_does_not_keep_the_others_open(tmp_path: Path) -> None:
-    """Its error ends the run, after all have had their turn."""
+    """Its error is in the log; a destination never ends a run."""
     writers = [UnclosableWriter(), KeepingWriter()]
     runner = make_runner(tmp_path, train_cfg=dict(max_epochs=1), default_hooks=dict(logger=dict(writers=writers)))
-    with pytest.raises(Broken, match="disk is gone"):
-        runner.train()
+    runner.train()
+    assert "UnclosableWriter failed" in (runner.log_dir / "train.log").read_text()
+    assert "disk is gone" in (runner.log_dir / "train.log").read_text()
     assert [writer.closed for writer in writers] == [1, 1]
 
 
