@@ -1,8 +1,6 @@
 """Train inside a web service: start a run, watch it live, pause it, change its learning rate, save, stop.
 
     python examples/async_service.py                 then open http://127.0.0.1:8000
-
-    curl -X POST 127.0.0.1:8000/run -H 'content-type: application/json' -d '{"epochs": 500, "lr": 0.01}'
     curl -N 127.0.0.1:8000/run/events
     curl -X POST 127.0.0.1:8000/run/set_lr -H 'content-type: application/json' -d '{"lr": 0.001}'
 
@@ -42,6 +40,7 @@ CONTROLS: Mapping[str, tuple[str, ...]] = dict(pause=(), unpause=(), save=("name
 """What may be asked of a run, and with which arguments."""
 STATUS: Mapping[type[Exception], int] = {RunEnded: 409, WouldDeadlock: 409, ConfigError: 422, InvalidName: 422}
 """Which status code an error becomes; any other one is 500."""
+WATCHER = "a watcher"  # what the streams are called
 
 
 class Message(Event):
@@ -114,7 +113,7 @@ class Service:
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Own the task of the run; a run that is left when the service ends is cancelled, which saves a last checkpoint, too."""
+        """Own the task of the run; one that is left at the end is cancelled, which saves a last checkpoint, too."""
         async with anyio.create_task_group() as self._tasks:
             yield
             self._tasks.cancel_scope.cancel()
@@ -155,12 +154,13 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         """Return what is known of the newest run, from one version of its message hub."""
-        runner = self.runner
-        if runner is None:
+        if (runner := self.runner) is None:
             return {"live": False}
         seen = runner.message_hub.snapshot()
         facts = {name: seen.get_info(name, None) for name in ("epoch", "iter", "max_epochs", "loop_lag")}
-        return {"live": runner.running is not None, **facts, "scalars": seen.scalars, "problem": self.problem}
+        watchers = [{"pending": s.pending, "dropped": s.dropped} for s in runner.bus.stats() if s.name == WATCHER]
+        facts |= {"scalars": seen.scalars, "watchers": watchers, "problem": self.problem}
+        return {"live": runner.running is not None} | facts
 
 
 class JSON(JSONResponse):
@@ -184,7 +184,7 @@ class EventStreamResponse(StreamingResponse):
 
 async def watch(service: Service, runner: Runner) -> AsyncIterator[str]:
     """Yield what one client is sent, until the run ends."""
-    async with runner.bus.stream(Message, maxsize=service.backlog, name="a watcher") as messages:
+    async with runner.bus.stream(Message, maxsize=service.backlog, name=WATCHER) as messages:
         if runner.running is not None:  # else it ended just before, and nothing would end the stream
             yield as_text("status", service.status())
             async for message in messages:

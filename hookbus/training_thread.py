@@ -11,6 +11,7 @@ from __future__ import annotations
 
 __all__ = ("TookEffect", "TrainingThread")
 
+import logging
 from _thread import get_ident
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from hookbus._current import current_hub, current_writing
-from hookbus.bridge import Bridge, LoopThread
+from hookbus.bridge import LOOP_ENDED, Bridge, LoopThread
 from hookbus.bus.host import Posts, as_handler
 from hookbus.bus.outbox import Outbox
 from hookbus.bus.pump import Pump
@@ -32,6 +33,8 @@ from hookbus.step_requests import StepRequest, StepRequests
 from hookbus.types import Backend
 
 T = TypeVar("T")
+
+_logger = logging.getLogger("hookbus")
 
 
 AFTER_CANCEL = 5.0
@@ -123,6 +126,8 @@ class TrainingThread:
         An action that fails ends the run: a save that was asked for and did not happen must not pass unnoticed.
         """
         requests = self._requests
+        if self.bridge.has_lost_its_loop:
+            self._stop_without_loop()
         if not self.mailbox.empty():
             self.mailbox.serve()
         if requests.at_boundary or requests.controls:
@@ -135,9 +140,17 @@ class TrainingThread:
     def _hold(self, *, with_boundary: bool) -> None:
         """Wait while the run is paused; what is asked for meanwhile takes effect at once."""
         while self.is_paused and not self.stop_requested:
-            self.mailbox.wait(lambda: self._requests.any(with_boundary=with_boundary))
+            self.mailbox.wait(lambda: self._requests.any(with_boundary=with_boundary) or self.bridge.has_lost_its_loop)
             self.safe_point()  # nothing was served where something had been asked for already
             self._requests.carry_out(with_boundary=with_boundary)
+            if self.bridge.has_lost_its_loop:
+                self._stop_without_loop()
+
+    def _stop_without_loop(self) -> None:
+        """Stop where the event loop was closed under the run: nobody is left there who could."""
+        if not self.stop_requested:
+            _logger.error("%s; the run stops", LOOP_ENDED)
+            self.stop_requested = True
 
     def cross(self, function: Callable[..., Awaitable[T]], *arguments: Any, closing: bool = False) -> T:
         """Run a coroutine function on the home loop, each of its steps on the main stream, and wait for it.

@@ -46,7 +46,7 @@ class Backlog:
         self.alarm: Callable[[], object] | None = None
         """Wakes the consumer; set while it rests."""
         self.watchers: list[Callable[[], object]] = []
-        """Told after each event that is done with, and when no more are taken."""
+        """Told after each event that is taken or done with, and when no more will be taken."""
         self.published = 0
         """How many events were handed out; each bears its number."""
         self._events: deque[tuple[int, Event]] = deque()
@@ -136,7 +136,8 @@ class Backlog:
             if not self._events:
                 return None
             self._taken, event = self._events.popleft()
-            return event
+        self._tell()  # there is room
+        return event
 
     def settle(self, outcome: Outcome) -> None:
         """Say what became of the event that was taken."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from hookbus.bridge import LOOP_ENDED, CrossingCancelled, run_in_thread
+from hookbus.bridge import CrossingCancelled, run_in_thread
 from hookbus.device import MainStream
 from hookbus.device_reads import find_device_reads
 from hookbus.errors import RunAlreadyLive, describe_error
@@ -115,12 +115,14 @@ class _Run:
             facts = self._describe(failure)
             failure = self._close(failure, "RunFailed", lambda: self._emit(RunFailed, **facts))
         failure = self._close(failure, "the costs", lambda: report_costs(runner, self._name))
+        outcome = failure
+        failure = self._close(failure, "run.json", lambda: describe_end(runner, outcome))
         failure = self._close(failure, "AfterRun", lambda: self._emit(AfterRun, loop=self._name))
         failure = self._close(failure, "the background handlers", self._drain)
         failure = self._close(failure, "the background handlers", runner.bus.raise_background_errors)
-        self._report()
-        if not isinstance(failure, CrossingCancelled):
+        if failure is not outcome:
             describe_end(runner, failure)
+        self._report()
         return failure
 
     def _drain(self) -> None:

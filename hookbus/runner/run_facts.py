@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hookbus._version import __version__
+from hookbus.bridge import CrossingCancelled
 from hookbus.distributed import is_main_process
 from hookbus.errors import describe_error
 from hookbus.hub import MessageHub
@@ -47,8 +48,15 @@ def describe_end(runner: Runner, failure: BaseException | None) -> None:
     """Add what became of the run."""
     if is_main_process() and (runner.log_dir / FILE).is_file():
         facts = json.loads((runner.log_dir / FILE).read_text(encoding="utf-8"))
-        outcome = {"state": "finished"} if failure is None else {"state": "failed", "error": describe_error(failure)}
-        _write(runner, facts | outcome)
+        _write(runner, facts | _outcome(failure))
+
+
+def _outcome(failure: BaseException | None) -> dict[str, str]:
+    if failure is None:
+        return {"state": "finished"}
+    if isinstance(failure, CrossingCancelled):
+        return {"state": "stopped"}
+    return {"state": "failed", "error": describe_error(failure)}
 
 
 def _write(runner: Runner, facts: dict[str, Any]) -> None:

@@ -127,14 +127,14 @@ def test_the_counts_balance_whenever_they_are_read(kind: Kind, overflow: str) ->
     subscription = bus.subscribe(Tick, handler(kind, act), background=options)
     passing = [bus.subscribe(Tick, handler(kind, act), background=options, name=f"passing {n}") for n in range(5)]
     with bus, watched_by_another_thread(bus) as wrong:
-        for n in range(2000):
+        for n in range(1000):
             bus.emit(Tick(n=n))
-            if n % 400 == 399:
+            if n % 200 == 199:
                 passing.pop().cancel()
     assert not wrong
     stats = subscription.stats()
     assert balances(stats)
-    assert stats.published == 2000
+    assert stats.published == 1000
     assert stats.pending == 0
 
 
@@ -162,7 +162,7 @@ async def test_block_holds_up_a_publisher_on_the_callers_loop_without_blocking_i
     bus, seen = EventBus(), list[Event]()
     bus.subscribe(Tick, handler(kind, seen.append), background=Background(maxsize=2, overflow="block"))
     async with bus:
-        with pytest.raises(WrongThread, match="await bus.publish"):
+        with pytest.raises(WrongThread, match=r"await bus\.publish"):
             bus.emit(Tick(n=-1))
         with anyio.fail_after(PATIENCE):
             for n in range(50):
@@ -257,7 +257,7 @@ async def test_a_cancelled_subscription_holds_up_nobody_on_the_callers_loop_eith
             await anyio.to_thread.run_sync(gate.wait_until_reached)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(bus.publish, Tick(n=1))
-                while not subscription.stats().published == 2:  # noqa: ASYNC110  the publisher has it handed out
+                while subscription.stats().published != 2:  # noqa: ASYNC110  the publisher has it handed out
                     await anyio.sleep(0.001)
                 subscription.cancel()
         gate.open()

@@ -125,10 +125,10 @@ def test_a_handler_finds_the_hub_of_its_run(kind: Kind) -> None:
 # --- buses beside each other ------------------------------------------------------------------------------------------
 
 
-async def test_a_hundred_buses_on_one_loop_keep_their_events_to_themselves() -> None:
+async def test_thirty_buses_on_one_loop_keep_their_events_to_themselves() -> None:
     """Each handler hears its own bus only, each bus ends without the others."""
-    buses = [EventBus(f"bus-{number}") for number in range(100)]
-    seen: dict[int, list[int]] = {number: [] for number in range(100)}
+    buses = [EventBus(f"bus-{number}") for number in range(30)]
+    seen: dict[int, list[int]] = {number: [] for number in range(30)}
 
     async def use(number: int) -> None:
         bus = buses[number]
@@ -139,9 +139,9 @@ async def test_a_hundred_buses_on_one_loop_keep_their_events_to_themselves() -> 
                 await anyio.lowlevel.checkpoint()
 
     async with anyio.create_task_group() as tasks:
-        for number in range(100):
+        for number in range(30):
             tasks.start_soon(use, number)
-    assert seen == {number: [100 * number + n for n in range(10)] for number in range(100)}
+    assert seen == {number: [100 * number + n for n in range(10)] for number in range(30)}
 
 
 def test_buses_on_two_loops_of_two_kinds_keep_their_events_to_themselves() -> None:
@@ -200,7 +200,7 @@ def test_a_visit_that_was_cut_short_leaves_nothing_to_the_next_one(kind: Kind) -
 
     def open_when_left() -> None:
         gate.wait_until_reached()
-        while subscription.stats().pending > 1:
+        while not subscription.stats().cancelled:
             threading.Event().wait(0.001)
         gate.open()
 

@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 
 from hookbus.bus import Background, EventBus
+from hookbus.errors import BusStalled
 from hookbus.events import AfterTrainIter, Event
 from hookbus.runner import Runner
 from tests.drills.runs import make_run
@@ -36,9 +37,11 @@ class Pong(Event):
 
 
 def outcome(action: Callable[[], object]) -> str:
-    """Return how an action ended."""
+    """Return how an action ended; of a stall it has to be told which handler stands where."""
     try:
         action()
+    except BusStalled as error:
+        return "BusStalled" if "in handler" in str(error) else f"BusStalled without the stack of the handler: {error}"
     except Exception as error:  # noqa: BLE001  its name is what is compared
         return type(error).__name__
     return FINE
@@ -153,6 +156,15 @@ def spin_on_the_loop(work_dir: Path) -> str:
     return train(work_dir, handler)
 
 
+def block_the_loop_in_the_background(work_dir: Path) -> str:
+    """Nobody waits for the handler that does it, until the run ends."""
+
+    async def handler() -> None:
+        threading.Event().wait()
+
+    return train(work_dir, handler, background=True)
+
+
 def sleep_for_ever(work_dir: Path) -> str:
     """An awaited handler sleeps, with a limit."""
     return train(work_dir, anyio.sleep_forever, timeout=STALL)
@@ -176,32 +188,17 @@ def turn_locks_around(_: Path) -> str:
     """The publisher holds a lock that a handler on the loop wants."""
     lock = threading.Lock()
 
-    def make(_: EventBus) -> Any:
-        async def handler() -> None:
-            with lock:
-                pass
-
-        return handler
-
-    with lock:
-        return emit_holding(lock, make)
-
-
-def emit_holding(lock: threading.Lock, make: Callable[[EventBus], Any]) -> str:
-    """Publish while a lock is held, which is released before the bus is left."""
+    async def handler() -> None:
+        with lock:
+            pass
 
     def go() -> None:
         with EventBus(stall_timeout=STALL) as bus:
-            bus.subscribe(Ping, make(bus))
-            try:
+            bus.subscribe(Ping, handler)
+            with lock:
                 bus.emit(Ping())
-            finally:
-                lock.release()
 
-    try:
-        return outcome(go)
-    finally:
-        lock.acquire()
+    return outcome(go)
 
 
 def emit_after_leaving(_: Path) -> str:
@@ -257,6 +254,7 @@ MISTAKES: dict[Mistake, str] = {
     join_a_thread_that_waits: "TimeoutError",
     block_the_loop: "BusStalled",
     spin_on_the_loop: "BusStalled",
+    block_the_loop_in_the_background: FINE,
     sleep_for_ever: "TimeoutError",
     never_return_in_the_background: FINE,
     never_take_what_blocks: FINE,

@@ -6,6 +6,8 @@ import time
 from typing import Any
 
 from hookbus.bridge import Bridge
+from hookbus.bus import hosting
+from tests.drills import deadlocks
 from tests.drills.children import Child
 from tests.drills.deadlocks import MISTAKES, Mistake
 from tests.drills.drill import Drill, Spec
@@ -42,6 +44,7 @@ def run(drill: Drill) -> None:
 def _make(drill: Drill, mistake: Mistake) -> str:
     if drill.is_broken:
         Bridge._wait_or_stall = PatientBridge._wait_or_stall  # type: ignore[method-assign]
+    hosting.JOIN_TIMEOUT = deadlocks.STALL
     return mistake(drill.directory / mistake.__name__)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from hookbus.events import AfterRun, AfterTrainIter
+from hookbus.events import AfterRun, AfterTrain, AfterTrainIter
 from hookbus.mailbox import LoopHandle
 from hookbus.runner import Runner
 from tests.checkpoint.builders import make_store
@@ -110,17 +110,17 @@ def _wait_for_the_run(runner: Runner) -> None:
             thread.join(PATIENCE)
 
 
-WAYS: dict[str, tuple[Way, bool, bool]] = {
+WAYS: dict[str, tuple[Way, bool, bool | None]] = {
     "root cancelled, asyncio": (lambda runner: cancel_the_root(runner, "asyncio"), False, True),
     "root cancelled, trio": (lambda runner: cancel_the_root(runner, "trio"), False, True),
     "task forgotten": (forget_the_task, False, True),
-    "task forgotten, awaited handlers": (forget_the_task, True, False),
+    "task forgotten, awaited handlers": (forget_the_task, True, None),
     "loop closed": (close_the_loop, False, True),
-    "loop closed, awaited handlers": (close_the_loop, True, False),
+    "loop closed, awaited handlers": (close_the_loop, True, None),
     "loop closed under a handler": (close_it_under_a_handler, False, False),
     "loop of a script stopped": (stop_the_loop_of_a_script, False, False),
 }
-"""The ways, whether there is an awaited handler besides, and whether the run comes to its last checkpoint.
+"""The ways, whether there is an awaited handler besides, and whether training comes to its end, `AfterTrain`; None for either.
 
 Where it waits for a coroutine, it ends in the middle of an iteration, which is no state to be saved.
 """
@@ -142,12 +142,12 @@ def _check(drill: Drill, title: str, path: Path, child: Child) -> None:
     if not drill.check(ended.code == 0, f"{title}: {'hangs' if ended.code == -14 else ended}"):
         return
     found = ended.value
-    drill.facts[title] = found["error"] or "ended"
     drill.check(found["ended"] == 1, f"{title}: AfterRun came {found['ended']} times")
     drill.check(not found["left"], f"{title}: left {found['left']}")
-    # A cancellation and the closing of a loop take effect some iterations later, because training does not wait for them.
     saved = max((iterations_in(info.path) for info in make_store(path).list()), default=0)
-    expected = found["iterations"] if WAYS[title][2] else 0
+    came_to_end = WAYS[title][2]
+    drill.check(came_to_end in (None, found["came to its end"]), f"{title}: AfterTrain came: {found['came to its end']}")
+    expected = found["iterations"] if found["came to its end"] else 0
     drill.check(saved == expected, f"{title}: the last checkpoint is of {saved}, expected {expected}")
     if expected:
         after = Child(lambda: make_run(path, expected + 2).train() and None).join()
@@ -160,9 +160,10 @@ def _train(drill: Drill, title: str, path: Path) -> dict[str, Any]:
         LoopHandle.is_closed = property(lambda _: lambda: False, lambda *_: None)  # type: ignore[assignment, misc]
     way, has_awaited, _ = WAYS[title]
     before = set(threading.enumerate())
-    ended: list[int] = []
+    trained, ended = list[int](), list[int]()
     runner = make_run(path, 10**6, checkpoint=dict(interval=-1))
     runner.bus.subscribe(AfterRun, lambda: ended.append(1))
+    runner.bus.subscribe(AfterTrain, lambda: trained.append(1))
     if has_awaited:
         runner.bus.subscribe(AfterTrainIter, _await_it())
     error = ""
@@ -171,7 +172,7 @@ def _train(drill: Drill, title: str, path: Path) -> dict[str, Any]:
     except Exception as raised:  # noqa: BLE001  told to the drill
         error = type(raised).__name__
     left = [thread.name for thread in threading.enumerate() if thread not in before and not thread.name.startswith("Trio thread ")]
-    return {"error": error, "ended": len(ended), "left": left, "iterations": runner.iter}
+    return {"error": error, "ended": len(ended), "came to its end": bool(trained), "left": left, "iterations": runner.iter}
 
 
 def _ignore(handle: LoopHandle, function: Callable[[], object]) -> bool:

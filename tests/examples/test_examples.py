@@ -46,6 +46,14 @@ CALLS = (
             r"kept in runs/custom_hook/checkpoints/epoch_2: \{'lowest': 0\.\d+, 'reports': 1\}$",
         ),
     ),
+    Call(
+        "trio_service.py",
+        ("--epochs", "2", "--port", "0"),
+        (
+            r"serving on http://127\.0\.0\.1:\d+$",
+            r"trained for 2 epochs, 64 iterations$",
+        ),
+    ),
     *(
         Call(
             "async_subscriber.py",
@@ -118,7 +126,10 @@ CALLS = (
         ),
     ),
 )
-"""Every example, with what shortens it and the essence of its output."""
+"""Every example that ends by itself, with what shortens it and the essence of its output."""
+
+SERVED = ("async_service.py",)
+"""Those that go on until they are told to end; `test_services.py` runs them."""
 
 
 class Outcome(NamedTuple):
@@ -183,8 +194,8 @@ def test_the_digits_example_names_a_checkpoint_that_exists(outcomes: Outcomes) -
 
 
 def test_every_example_is_run() -> None:
-    """Each file of the examples stands in the table of calls, and nothing else does."""
-    assert differences([call.example for call in CALLS], EXAMPLES) == set()
+    """Each file of the examples stands in the table of calls or among the services, and nothing else does."""
+    assert differences([*(call.example for call in CALLS), *SERVED], EXAMPLES) == set()
 
 
 def test_an_example_that_nobody_runs_is_reported(tmp_path: Path) -> None:

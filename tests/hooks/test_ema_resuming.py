@@ -13,6 +13,7 @@ from hookbus.events import AfterLoadCheckpoint
 from hookbus.hooks import EMAHook
 from hookbus.runner import Runner
 from tests.checkpoint.builders import assert_same
+from tests.parameters import slow_unless
 from tests.runner.learners import ITERATIONS, Fickle, final_state, make_learner, train_until
 
 LAST = {True: "epoch_3", False: f"iter_{ITERATIONS}"}
@@ -49,7 +50,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("by_epoch", [True, False], ids=["by epochs", "by iterations"])
-@pytest.mark.parametrize(("cut", "kind"), CUTS)
+@pytest.mark.parametrize(("cut", "kind"), slow_unless(lambda cut, kind: cut in (4, 5, 6), CUTS))
 def test_a_run_that_averages_goes_on_exactly(cut: int, kind: str, by_epoch: bool, straight: Any, tmp_path: Path) -> None:
     """In the middle of a group, before averaging begins, before a validation: weights, average, metrics and all the rest."""
     train_until(make(tmp_path, kind, by_epoch=by_epoch, async_save=cut % 2 == 0), cut)

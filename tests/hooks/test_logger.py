@@ -17,8 +17,9 @@ from hookbus.events import AfterTrainIter
 from hookbus.hooks import LoggerHook
 from hookbus.registry import WRITERS
 from hookbus.runner import Runner
+from hookbus.testing import make_runner
 from hookbus.writers import JsonlWriter, Record, RunPlace, Writer
-from tests.runner.builders import at_iter, make_loader, make_runner, read_records
+from tests.runner.builders import at_iter, make_loader, read_records
 from tests.writers.waiting import comes_true
 
 

@@ -1,17 +1,7 @@
-"""Training here is tiny, so more than one thread would only slow it down."""
+"""Training here is tiny, so neither further threads nor a disk that is waited for would prove anything more."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from tests.runner.conftest import no_waiting_for_the_disk, one_torch_thread
 
-import pytest
-import torch
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_torch_thread() -> Iterator[None]:
-    """Let torch compute on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+__all__ = ("no_waiting_for_the_disk", "one_torch_thread")

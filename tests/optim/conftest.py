@@ -1,7 +1,7 @@
-"""Training here is tiny, so more than one thread would only slow it down."""
+"""Training here is tiny, so neither further threads nor a disk that is waited for would prove anything more."""
 
 from __future__ import annotations
 
-from tests.runner.conftest import one_torch_thread
+from tests.runner.conftest import no_waiting_for_the_disk, one_torch_thread
 
-__all__ = ("one_torch_thread",)
+__all__ = ("no_waiting_for_the_disk", "one_torch_thread")

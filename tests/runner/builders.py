@@ -16,7 +16,6 @@ from hookbus.events import Event, MountPoint
 from hookbus.runner import Runner
 from hookbus.testing import make_loader as make_loader
 from hookbus.testing import make_parts as make_parts
-from hookbus.testing import make_runner as make_runner
 from hookbus.testing.runs import TEST_BATCHES as TEST_BATCHES
 from hookbus.testing.runs import TRAIN_BATCHES as TRAIN_BATCHES
 from hookbus.testing.runs import VAL_BATCHES as VAL_BATCHES
@@ -32,6 +31,14 @@ VALIDATION = (
 )
 
 _numbers = itertools.count()
+
+
+def make_runner(work_dir: str | Path | None = None, **changes: Any) -> Runner:
+    """Return a runner like that of `hookbus.testing`, but one that logs no metrics unless its `default_hooks` have a logger."""
+    hooks = changes.get("default_hooks", {})
+    if isinstance(hooks, dict):
+        changes["default_hooks"] = {"logger": None} | hooks
+    return hookbus.testing.make_runner(work_dir, **changes)
 
 
 def unique_name() -> str:

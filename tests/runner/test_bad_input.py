@@ -317,7 +317,7 @@ def test_a_refused_runner_takes_nothing_that_was_prepared_for_its_run(changes: d
     with pytest.raises((ConfigError, SubscriptionError)):
         make_runner(tmp_path, experiment_name=name, **changes)
     gc.collect()
-    runner = make_runner(tmp_path, experiment_name=name)
+    runner = make_runner(tmp_path, experiment_name=name, default_hooks=dict(logger={}))
     saves = [entry.name for entry in runner.bus.plan(AfterTrainIter) if entry.name == "LoggerHook.after_train_iter"]
     runner.train()
     assert heard == list(range(6))

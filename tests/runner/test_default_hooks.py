@@ -11,7 +11,7 @@ from hookbus.events import MOUNT_POINTS, AfterTrainEpoch, AfterTrainIter, Before
 from hookbus.hooks import CheckpointHook, Hook, IterTimerHook, LoggerHook
 from hookbus.registry import HOOKS
 from hookbus.runner import Runner
-from tests.runner.builders import make_runner
+from hookbus.testing import make_runner
 
 DEFAULTS = [
     ("RuntimeInfoHook", 10),

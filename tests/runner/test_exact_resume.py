@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from hookbus.events import AfterLoadCheckpoint
 from hookbus.runner import Runner
 from tests.checkpoint.builders import assert_same
+from tests.parameters import slow_unless
 from tests.runner.builders import make_data, make_loader, make_runner, same, weights
 from tests.runner.learners import ITERATIONS, Augmented, final_state, make_learner, train_until
 
@@ -35,7 +36,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("by_epoch", [True, False], ids=["by epochs", "by iterations"])
-@pytest.mark.parametrize("cut", range(1, ITERATIONS))
+@pytest.mark.parametrize("cut", slow_unless(lambda cut: cut in (2, 5, 8), range(1, ITERATIONS)))
 def test_a_run_cut_anywhere_goes_on_exactly(cut: int, by_epoch: bool, straight: Any, tmp_path: Path) -> None:
     """In the middle of an epoch, at its end, during accumulation, before a validation: the whole state is compared."""
     train_until(make_learner(tmp_path, by_epoch=by_epoch), cut)
@@ -117,7 +118,7 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", slow_unless(lambda part: part in ("optimizer", "loader", "rng.torch"), PARTS))
 def test_leaving_out_any_one_part_shows(part: str, straight: Any, tmp_path: Path) -> None:
     """The comparison above is worth something: each part of the state is missed."""
     train_until(make_learner(tmp_path, default_hooks=dict(checkpoint=dict(save_best="loss"))), 6)
@@ -192,7 +193,7 @@ def one_by_one() -> DataLoader[Any]:
     [Stateful, own_generator, weighted, one_by_one, lambda: list(make_loader(16))],
     ids=["a state", "its own generator", "replacement", "no batches", "a list"],
 )
-@pytest.mark.parametrize("cut", [2, 4, 5])
+@pytest.mark.parametrize("cut", slow_unless(lambda cut: cut == 5, [2, 4, 5]))
 def test_other_loaders_go_on_exactly_too(make: Any, cut: int, tmp_path: Path) -> None:
     """With a state, with a generator of their own, with replacement, without batches, and a plain list."""
     make_learner(tmp_path / "straight", train_dataloader=make()).train()

@@ -338,6 +338,7 @@ def test_metrics_that_are_no_scalars_are_plain_lists(metric: Any, tmp_path: Path
         val_step=lambda model, batch: (
             (batch[0][:, 0].sigmoid(), batch[1].clamp(max=1)) if isinstance(metric, BinaryROC) else (model(batch[0]), batch[1])
         ),
+        default_hooks=dict(logger={}),
     )
     (value,) = runner.train().values()
     assert no_tensors(value)
@@ -490,8 +491,8 @@ def test_a_second_runner_of_a_name_does_not_call_the_hooks_of_an_idle_first(tmp_
     """As when a notebook cell runs twice: one logger, one step of each schedule."""
     name = unique_name()
     scheduler = dict(type="StepLR", step_size=1, gamma=0.5, by_epoch=False)
-    first = make_runner(tmp_path, experiment_name=name, param_scheduler=scheduler)
-    second = make_runner(tmp_path, experiment_name=name, param_scheduler=scheduler)
+    parts: dict[str, Any] = dict(experiment_name=name, param_scheduler=scheduler, default_hooks=dict(logger={}))
+    first, second = make_runner(tmp_path, **parts), make_runner(tmp_path, **parts)
     second.train()
     assert len(second.message_hub.get_scalar("train/time").data[0]) == 6
     assert second.message_hub.get_scalar("train/lr").data[0] == pytest.approx([0.1 * 0.5**i for i in range(6)])
@@ -820,11 +821,11 @@ def test_awaited_handlers_of_a_script_run_on_the_backend_it_names(backend: Any, 
     assert not thread.is_alive()
 
 
-def test_a_run_without_awaited_handlers_starts_no_thread(tmp_path: Path) -> None:
-    """Everything happens on the calling thread."""
+def test_a_run_whose_handlers_are_all_inline_starts_no_thread(tmp_path: Path) -> None:
+    """Everything happens on the calling thread; the writers of a log would have threads of their own."""
     before = threading.active_count()
     counts: set[int] = set()
-    runner = make_runner(tmp_path)
+    runner = make_runner(tmp_path, default_hooks=dict(logger=None))
     runner.bus.subscribe(MountPoint, lambda: counts.add(threading.active_count()))
     runner.train()
     assert counts == {before}

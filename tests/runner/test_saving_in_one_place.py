@@ -44,6 +44,7 @@ def during(runner: Runner, action: Callable[[], object]) -> None:
     runner.bus.subscribe(AfterTrainIter, at_iter(4, action))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resume", [False, "auto"])
 def test_a_second_process_is_refused_until_the_first_is_dead(resume: bool | str, tmp_path: Path) -> None:
     """It is named, with its number; nothing of it is moved or cleaned away; after `kill -9` the run goes on from there."""

@@ -15,7 +15,8 @@ from hookbus.errors import RunEnded
 from hookbus.events import AfterTrainIter, BeforeTrain
 from hookbus.hub import MessageHub
 from hookbus.runner import Runner
-from tests.runner.builders import make_loader, make_runner, same, weights
+from hookbus.testing import make_runner
+from tests.runner.builders import make_loader, same, weights
 
 # --- stages of one's own ----------------------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ from hookbus.events import BeforeVal
 from hookbus.hooks import Hook
 from hookbus.hub import MessageHub
 from hookbus.runner import Runner
-from tests.runner.builders import checkpoints, make_loader, make_runner, read_records, record
+from hookbus.testing import make_runner
+from tests.runner.builders import checkpoints, make_loader, read_records, record
 from tests.tutorial.hooks import CLASSIC, FixedMetrics, TracingHook
 
 QUIET = dict(logger=None, checkpoint=None)

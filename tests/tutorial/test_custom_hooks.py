@@ -13,8 +13,9 @@ from hookbus.events import AfterTrainIter
 from hookbus.hooks import Hook
 from hookbus.registry import HOOKS
 from hookbus.runner import Runner
+from hookbus.testing import make_runner
 from hookbus.writers import Record, Writer
-from tests.runner.builders import checkpoints, make_runner, read_records
+from tests.runner.builders import checkpoints, read_records
 
 
 @HOOKS.register_module()

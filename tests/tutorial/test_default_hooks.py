@@ -18,6 +18,7 @@ from hookbus.hooks import DistSamplerSeedHook, IterTimerHook, ParamSchedulerHook
 from hookbus.hub import MessageHub
 from hookbus.optim import OptimWrapper
 from hookbus.runner import Runner
+from hookbus.testing import make_runner
 from hookbus.writers import Record, Writer
 from tests.runner.builders import (
     TEST_BATCHES,
@@ -26,7 +27,6 @@ from tests.runner.builders import (
     checkpoints,
     make_data,
     make_loader,
-    make_runner,
     read_records,
     record,
     same,

@@ -23,7 +23,8 @@ from hookbus.hub import MessageHub
 from hookbus.optim import OptimWrapper
 from hookbus.priority import get_priority
 from hookbus.runner import Runner
-from tests.runner.builders import make_runner, read_records, same, weights
+from hookbus.testing import make_runner
+from tests.runner.builders import read_records, same, weights
 from tests.tutorial.hooks import CLASSIC, NamedHook
 
 NAMES = ["HIGHEST", "VERY_HIGH", "HIGH", "ABOVE_NORMAL", "NORMAL", "BELOW_NORMAL", "LOW", "VERY_LOW", "LOWEST"]

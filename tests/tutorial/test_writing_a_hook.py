@@ -13,7 +13,8 @@ from hookbus.events import AfterTrainIter
 from hookbus.hooks import Hook
 from hookbus.registry import HOOKS
 from hookbus.runner import Runner
-from tests.runner.builders import make_loader, make_runner
+from hookbus.testing import make_runner
+from tests.runner.builders import make_loader
 
 
 @HOOKS.register_module()
