@@ -142,6 +142,7 @@ def main() -> None:
     config = Config()
     config.bind = [f"127.0.0.1:{arguments.port}"]
     config.loglevel = "WARNING"
+    config.graceful_timeout = 1  # seconds for the last words of streams, which have ended by then
     trio.run(run, make_runner(arguments.epochs, arguments.work_dir), config, arguments.every)
 
 

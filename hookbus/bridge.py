@@ -10,8 +10,9 @@ Nothing above this file tells asyncio from trio.
 
 from __future__ import annotations
 
-__all__ = ("Bridge", "CrossingCancelled", "LoopThread", "run_in_thread")
+__all__ = ("Bridge", "CrossingCancelled", "LoopThread", "forget_stray_cancellation", "outlast", "run_in_thread")
 
+import asyncio
 import contextvars
 import logging
 import sys
@@ -20,10 +21,11 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import anyio
 import anyio.abc
+from anyio.lowlevel import cancel_shielded_checkpoint, current_token
 
 from hookbus.errors import BusError, BusStalled, HandlerCancelled
 from hookbus.mailbox import LoopHandle, Mailbox
@@ -42,6 +44,28 @@ ASK_AGAIN = 1.0
 LOOP_ENDED = "the event loop that runs the awaited handlers has ended before the run did"
 
 _logger = logging.getLogger("hookbus")
+
+
+async def outlast(wait: Callable[[], Awaitable[object]]) -> None:
+    """Wait, but end where a cancellation comes that is not that of a cancel scope.
+
+    asyncio cancels every task there is when a program ends. What a run needs on its loop goes on until the run has ended,
+    which the same cancellation brings about.
+    """
+    try:
+        await wait()
+    except anyio.get_cancelled_exc_class():
+        if anyio.current_effective_deadline() == float("-inf"):
+            raise
+        forget_stray_cancellation()
+
+
+def forget_stray_cancellation() -> None:
+    """Have the running task go on after a cancellation that it has caught, and that came from no cancel scope."""
+    if isinstance(cast("Any", current_token()).native_token, asyncio.AbstractEventLoop):  # trio knows no others
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            task.uncancel()
 
 
 class CrossingCancelled(BaseException):
@@ -91,6 +115,15 @@ class _Crossing(_Outcome[T]):
 
     async def run(self, *, cancelled: bool) -> None:
         """Run the coroutine on the loop; keep its outcome."""
+        try:
+            await self._run_in_scope(cancelled=cancelled)
+        except anyio.get_cancelled_exc_class():
+            if anyio.current_effective_deadline() == float("-inf"):
+                raise
+            forget_stray_cancellation()  # it came together with the one of the run
+            self.error = CrossingCancelled()
+
+    async def _run_in_scope(self, *, cancelled: bool) -> None:
         deadline = anyio.current_time() + CLOSING_DEADLINE if self.closing else float("inf")
         with anyio.CancelScope(deadline=deadline) as self.scope:
             if self.unwanted or (cancelled and not self.closing):
@@ -100,6 +133,11 @@ class _Crossing(_Outcome[T]):
             except anyio.get_cancelled_exc_class() as error:
                 if self.scope.cancel_called:
                     raise
+                forget_stray_cancellation()
+                await cancel_shielded_checkpoint()  # where all tasks are cancelled at once, the run hears of it in this turn
+                if anyio.current_effective_deadline() == float("-inf"):
+                    self.error = CrossingCancelled()
+                    return
                 self.error = HandlerCancelled("a handler was cancelled, but not by its run")
                 self.error.__cause__ = error
                 for note in getattr(error, "__notes__", ()):
@@ -187,7 +225,7 @@ class Bridge:
     async def _reside(self, resident: _Resident, depth: int) -> None:
         with resident.scope:
             while True:
-                await resident.called.wait()
+                await outlast(resident.called.wait)
                 resident.called = anyio.Event()  # before looking: whoever asks from here on wakes it again
                 crossing = resident.crossing = self._asked.pop(depth, None)
                 if crossing is None:
@@ -255,7 +293,7 @@ class Bridge:
         while True:
             if not self.call_soon(lambda: answers.append(time.monotonic())) and not crossing.done:
                 raise BusError(LOOP_ENDED)
-            if self.mailbox.wait(crossing.is_done, timeout=min(timeout, ASK_AGAIN)):
+            if self.mailbox.wait(crossing.is_done, timeout=min(timeout / 4, ASK_AGAIN)):
                 self._is_stalled = False
                 return
             answered_at = max([answered_at, *answers])
@@ -267,7 +305,7 @@ class Bridge:
 
 async def _serve(service: Callable[[], Awaitable[object]], scope: anyio.CancelScope) -> None:
     with scope:
-        await service()
+        await outlast(service)
 
 
 def _describe_stall(seconds: float) -> str:
@@ -291,21 +329,34 @@ class LoopThread:
         self._leave: anyio.Event | None = None
         self._loop: LoopHandle | None = None
         self._error: BaseException | None = None
+        self._is_running = False
         # A daemon, because a handler that blocks the loop for ever must not keep a program from ending.
         self._thread = threading.Thread(target=self._run, name="hookbus-loop", daemon=True)
 
     def start(self) -> None:
         """Start the loop and wait until it is ready."""
-        self._thread.start()
-        self._ready.wait()
+        try:
+            self._is_running = True
+            self._thread.start()
+            self._ready.wait()
+        except RuntimeError:  # the system gives no more threads
+            self._is_running = False
+            raise
+        except BaseException:  # an interrupt: nobody else will stop it
+            self.stop()
+            raise
         if self._error is not None:
             self._thread.join()
             raise self._error
 
     def stop(self) -> None:
         """End the loop and join the thread; one that does not answer any more is left behind, and the log says so."""
-        assert self._loop is not None
-        assert self._leave is not None
+        if not self._is_running:
+            return
+        self._ready.wait()
+        if self._loop is None or self._leave is None:
+            self._thread.join()
+            return  # it has ended before it began, and start said why
         self._loop.call_soon(self._leave.set)
         while not self._join(self._loop):
             pass

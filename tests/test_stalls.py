@@ -67,10 +67,10 @@ def test_something_else_that_blocks_the_loop_is_a_stall_of_the_next_handler(back
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_handler_that_merely_takes_long_is_no_stall(backend: Backend) -> None:
     """The loop answers all the while."""
-    bus, ended = EventBus(backend=backend, stall_timeout=0.05), list[bool]()
+    bus, ended = EventBus(backend=backend, stall_timeout=0.3), list[bool]()
 
     async def slow() -> None:
-        await anyio.sleep(0.5)
+        await anyio.sleep(1.0)
         ended.append(True)
 
     bus.subscribe(Tick, slow)

@@ -11,8 +11,10 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from hookbus._current import current_hub
+from hookbus.bridge import forget_stray_cancellation, outlast
 from hookbus.bus.backlog import Backlog, Outcome
 from hookbus.bus.outbox import Outbox
 from hookbus.bus.subscription import Subscription
@@ -21,6 +23,9 @@ from hookbus.events import Event
 from hookbus.hub import MessageHub
 from hookbus.mailbox import LoopHandle
 
+TURN = 0.005
+"""Seconds that one consumer keeps the event loop, where its handler never waits; then the others have their turn."""
+
 
 async def consume(subscription: Subscription[Any], outbox: Outbox, hub: MessageHub) -> None:
     """Handle the events for a coroutine function, one after the other, until its backlog is closed."""
@@ -28,7 +33,11 @@ async def consume(subscription: Subscription[Any], outbox: Outbox, hub: MessageH
     assert backlog is not None
     current_hub.set(hub)
     handle = subscription.call.compiled(subscription.handler)
+    turn_ends = time.perf_counter() + TURN
     while True:
+        if time.perf_counter() > turn_ends:  # a publisher may hand out faster than this handles, and for ever
+            await outlast(anyio.lowlevel.checkpoint)
+            turn_ends = time.perf_counter() + TURN
         event = backlog.take()
         if event is not None:
             await _handle(subscription, backlog, outbox, event, partial(handle, event, hub))
@@ -36,7 +45,7 @@ async def consume(subscription: Subscription[Any], outbox: Outbox, hub: MessageH
             outbox.forget(subscription)
             return
         else:
-            await rest(backlog)
+            await outlast(partial(rest, backlog))
 
 
 async def rest(backlog: Backlog) -> None:
@@ -70,14 +79,18 @@ async def _handle(
     except Exception as error:  # noqa: BLE001  its error policy decides
         outbox.fail(subscription, error, event)
     except BaseException as error:
+        if isinstance(error, GeneratorExit):  # the loop was torn down under it
+            outcome = Outcome.CANCELLED
+            raise
         if not isinstance(error, anyio.get_cancelled_exc_class()):
             outbox.fail(subscription, error, event)  # an interrupt must not end the loop instead of the run
         elif anyio.current_effective_deadline() == float("-inf"):
             outcome = Outcome.CANCELLED
             raise
         else:
-            stray = HandlerCancelled(f"{subscription.name} was cancelled, but not by its run")
+            stray = HandlerCancelled(f"{subscription.name} was cancelled, but not by its run").with_traceback(error.__traceback__)
             stray.__cause__ = error
+            forget_stray_cancellation()
             outbox.fail(subscription, stray, event)
     finally:
         subscription.note_time(time.perf_counter() - started)
@@ -100,6 +113,12 @@ class WorkerThread:
     def start(self) -> None:
         """Begin to handle what waits."""
         self._thread.start()
+
+    def give_up(self, error: Exception) -> None:
+        """End the run with the error for which the thread could not be started; what waits is cancelled."""
+        error.add_note(f"when the thread of {self.subscription.name} was to be started")
+        self._backlog.close()
+        self._outbox.end_run_with(error)
 
     @property
     def is_alive(self) -> bool:

@@ -7,9 +7,9 @@ __all__ = ("SHARED_METHODS", "HookMethod", "background", "every", "hook_methods"
 import difflib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
 
-from hookbus.bus.background import Background
+from hookbus.bus.background import Background, Overflow
 from hookbus.bus.checks import check_event_type, check_option_names
 from hookbus.errors import SubscriptionError, UnknownMountPoint, choices
 from hookbus.events import MOUNT_POINTS, Event
@@ -65,6 +65,10 @@ def every(n: int) -> Callable[[F], F]:
     return mark
 
 
+@overload
+def background(method: F, /) -> F: ...
+@overload
+def background(*, maxsize: int = ..., overflow: Overflow = ..., block_timeout: float = ...) -> Callable[[F], F]: ...
 def background(*given: Any, **options: Any) -> Any:
     """Let a hook's method observe in the background: `@background`, or `@background(maxsize=..., overflow=...)`.
 

@@ -13,7 +13,7 @@ import anyio
 import anyio.abc
 
 from hookbus._current import Writing, current_hub, current_writing
-from hookbus.bridge import Bridge, LoopThread
+from hookbus.bridge import Bridge, LoopThread, outlast
 from hookbus.bus.outbox import Outbox
 from hookbus.bus.pump import Pump
 from hookbus.errors import BusNotEntered, HandlerCancelled, WouldDeadlock, WrongThread
@@ -247,7 +247,7 @@ class CallersLoop:
     async def _serve_posted(self) -> None:
         self._server = anyio.get_current_task().id
         while True:
-            await self._arrived.wait()
+            await outlast(self._arrived.wait)
             self._arrived = anyio.Event()  # before looking: what arrives from here on wakes us again
             while self._posted:
                 carry_out, _ = self._posted.popleft()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("Hosting",)
 
+import time
 from _thread import get_ident
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -15,18 +16,22 @@ import anyio
 import anyio.abc
 
 from hookbus.bus.backlog import Backlog
+from hookbus.bus.consumers import WorkerThread
 from hookbus.bus.failures import FailureLog
 from hookbus.bus.host import CallersLoop, Host, OwnThread
 from hookbus.bus.looking import Looking
 from hookbus.bus.outbox import Marks, Outbox, all_past, watched
 from hookbus.bus.pump import Pump
 from hookbus.bus.subscription import Subscription
-from hookbus.errors import BusError, WrongThread
+from hookbus.errors import BusError, WrongThread, describe_error
 from hookbus.hub import MessageHub
 from hookbus.types import Backend
 
 JOIN_TIMEOUT = 5.0
 """Seconds that a background handler's thread gets to come to its end, once nothing waits for it any more."""
+
+AT_ONCE = 0.05
+"""Seconds in which a thread ends that is not at work."""
 
 Those = Callable[[Subscription[Any]], bool]
 """Tells which subscriptions are meant."""
@@ -52,6 +57,7 @@ class Hosting(Looking):
         self._host: Host | None = None
         self._thread_id: int | None = None
         self._tasks: anyio.abc.TaskGroup | None = None
+        self._is_leaving = False
 
     @abstractmethod
     def _restart_costs(self) -> None:
@@ -126,7 +132,7 @@ class Hosting(Looking):
             BusError: it has one already.
         """
         with self._lock:
-            if self._host is not None:
+            if self._host is not None or self._is_leaving:
                 msg = f"the event bus {self.name!r} is in use: a run or a with block owns it until it ends"
                 raise BusError(msg)
             self._host, self._thread_id = host, host.thread_id
@@ -142,15 +148,34 @@ class Hosting(Looking):
         """Take the bus back from its host; what background handlers have not handled by now is cancelled and counted."""
         with self._lock:
             host, self._host, self._thread_id = self._host, None, None
+            self._is_leaving = True
             self._forget_plans()
+        try:
+            self._end_services(host)
+        finally:
+            self._is_leaving = False
+
+    def _end_services(self, host: Host | None) -> None:
         for subscription in self._outbox.close():
             self._end_service(subscription)
         with self._lock:  # another one may be leaving its block, and none must be passed over
             streams = [subscription for subscription in self._subscriptions if subscription.is_pulled]
         for subscription in streams:
             subscription.cancel()
-        for worker in host.pump.detach() if host is not None else ():
-            if not worker.join(JOIN_TIMEOUT):
+        if host is not None:
+            self._join(host, host.pump.detach())
+
+    def _join(self, host: Host, workers: Sequence[WorkerThread]) -> None:
+        """Wait for the threads of background handlers, and do meanwhile what these may wait for."""
+        deadline = time.monotonic() + JOIN_TIMEOUT
+        for worker in workers:
+            ended = worker.join(AT_ONCE)
+            left = max(0.0, deadline - time.monotonic())
+            if not ended and host.on_own_loop:
+                ended = worker.join(left)
+            elif not ended:
+                host.wait(partial(worker.join, 0.0), left)
+            if worker.is_alive:
                 message = "%s does not return; its thread is left behind"
                 self._failure_log.logger.error(message, worker.subscription.name)
 
@@ -170,6 +195,7 @@ class Hosting(Looking):
             host.start()
         except BaseException:
             self.leave()
+            host.stop()
             raise
         return self
 
@@ -185,8 +211,7 @@ class Hosting(Looking):
                 self.leave()
             finally:
                 host.stop()
-        if error is None:
-            self.raise_background_errors()
+        self._tell_background_errors(error)
 
     async def __aenter__(self) -> Self:
         tasks = anyio.create_task_group()
@@ -212,8 +237,16 @@ class Hosting(Looking):
             self.leave()
             host.stop()
             await tasks.__aexit__(None, None, None)  # the body's own error goes on as itself, not in a group
-        if error is None:
+        self._tell_background_errors(error)
+
+    def _tell_background_errors(self, error: BaseException | None) -> None:
+        """Raise what background handlers raised, or note it on what the block itself has raised."""
+        try:
             self.raise_background_errors()
+        except BaseException as failure:
+            if error is None:
+                raise
+            error.add_note(f"and in the background: {describe_error(failure)}")
 
     async def _drain_here(self, host: CallersLoop) -> None:
         marks = self._marks()

@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 from hookbus.bus.backlog import Backlog, Outcome
 from hookbus.bus.failures import FailureLog, add_note, raise_all
 from hookbus.bus.subscription import Subscription
+from hookbus.errors import describe_error
 from hookbus.events import Event
 
 LIMIT = 1024
@@ -111,6 +112,12 @@ class Outbox:
             self._newcomers.append(listener)
         backlog.offer(event)
 
+    def rest(self) -> bool:
+        """Have the next publish wake the pump; return False where something has come that nobody would tell it of."""
+        self.is_unattended = True
+        with self._lock:  # somebody else may be handing out, to a newcomer even
+            return not self._entries and not self._newcomers
+
     def next_newcomer(self) -> Listener | None:
         """Return a subscription with events for which the pump has to start a consumer; None where there is none."""
         try:
@@ -139,9 +146,16 @@ class Outbox:
     def fail(self, listener: Listener, error: BaseException, event: Event) -> None:
         """Take the error of a handler: log it, or keep it for the run."""
         if listener.on_error == "log" and isinstance(error, Exception):
-            self._failure_log.take(listener, error, event)
+            try:
+                self._failure_log.take(listener, error, event)
+            except Exception as trouble:  # noqa: BLE001  a log that fails must end the run, and not who serves the bus
+                self.end_run_with(trouble)
             return
         add_note(error, listener, event)
+        self.end_run_with(error)
+
+    def end_run_with(self, error: BaseException) -> None:
+        """Keep an error for the run, or for whoever leaves the bus."""
         self._errors.append(error)
         if self.on_error is not None:
             self.on_error()
@@ -155,6 +169,9 @@ class Outbox:
 
     def open(self, wake: Callable[[], object], on_error: Callable[[], object]) -> None:
         """Begin to be served by a pump, which sleeps."""
+        while self._errors:  # they came when the one who was to hear of them had left
+            message = "a background handler failed when the bus had been left: %s"
+            self._failure_log.logger.error(message, describe_error(self._errors.popleft()))
         self.wake, self.on_error = wake, on_error
         self.is_unattended = True
 

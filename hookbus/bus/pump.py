@@ -5,10 +5,12 @@ from __future__ import annotations
 __all__ = ("POLL", "Pump")
 
 import threading
+from functools import partial
 
 import anyio
 import anyio.abc
 
+from hookbus.bridge import outlast
 from hookbus.bus.arguments import is_async
 from hookbus.bus.consumers import WorkerThread, consume
 from hookbus.bus.outbox import Outbox
@@ -52,28 +54,32 @@ class Pump:
                 self._called = anyio.Event()  # before looking: who puts something from here on wakes us again
                 outbox = self._outbox
                 if outbox is None:
-                    await self._called.wait()
+                    await outlast(self._called.wait)
                 elif self._serve(outbox, tasks):
-                    await anyio.sleep(POLL)
-                else:
-                    outbox.is_unattended = True
-                    if not outbox:  # else something came in between, and nobody was told
-                        await self._called.wait()
+                    await outlast(partial(anyio.sleep, POLL))
+                elif outbox.rest():
+                    await outlast(self._called.wait)
 
     def _serve(self, outbox: Outbox, tasks: anyio.abc.TaskGroup) -> bool:
         found = outbox.hand_out()
-        while (subscription := outbox.next_newcomer()) is not None:
-            found = True  # a publisher may have handed out itself
+        while True:
             with self._lock:
                 if self._outbox is not outbox or self.hub is None:
-                    return False  # the bus was left meanwhile
+                    return False  # the bus was left meanwhile; whoever comes now is the next pump's
+                subscription = outbox.next_newcomer()
+                if subscription is None:
+                    return found
+                found = True  # a publisher may have handed out itself
                 if is_async(subscription.handler):
                     tasks.start_soon(consume, subscription, outbox, self.hub)
                 else:
                     self._start_worker(WorkerThread(subscription, outbox, self.hub))
-        return found
 
     def _start_worker(self, worker: WorkerThread) -> None:
         self._workers = [earlier for earlier in self._workers if earlier.is_alive]  # some were cancelled, and have ended
-        self._workers.append(worker)
-        worker.start()
+        try:
+            worker.start()
+        except RuntimeError as error:  # the system gives no more threads; this must not end the loop instead of the run
+            worker.give_up(error)
+        else:
+            self._workers.append(worker)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 __all__ = ("EventStream",)
 
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
+from anyio.lowlevel import checkpoint
+
 from hookbus.bus.backlog import Backlog, Outcome
-from hookbus.bus.consumers import rest
+from hookbus.bus.consumers import TURN, rest
 from hookbus.bus.subscription import Subscription
 from hookbus.errors import SubscriptionError
 from hookbus.events import Event
@@ -27,6 +30,7 @@ class EventStream(Generic[E]):
     def __init__(self, subscribe: Callable[[], Subscription[E]]) -> None:
         self._subscribe = subscribe
         self._subscription: Subscription[E] | None = None
+        self._turn_ends = 0.0
 
     async def __aenter__(self) -> EventStream[E]:
         if self._subscription is not None:
@@ -48,6 +52,9 @@ class EventStream(Generic[E]):
         if backlog.alarm is not None:
             msg = "a stream has one reader, and another task waits for its next event; enter a stream for each of them"
             raise SubscriptionError(msg)
+        if time.perf_counter() > self._turn_ends:  # a reader that never waits must not keep the loop to itself
+            await checkpoint()
+            self._turn_ends = time.perf_counter() + TURN
         while True:
             event = backlog.take()
             if event is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("MLflowWriter",)
 
 import importlib.util
+import re
 import time
 from numbers import Real
 from typing import Any
@@ -13,6 +14,8 @@ from hookbus.errors import ConfigError
 from hookbus.events import ImagesDrawn
 from hookbus.types import Mode
 from hookbus.writers.base import Record, RunPlace, Writer
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_./ -]")
 
 
 class MLflowWriter(Writer):
@@ -88,4 +91,5 @@ class MLflowWriter(Writer):
 
 
 def _named(mode: Mode, key: str) -> str:
-    return key if key.startswith(f"{mode}/") else f"{mode}/{key}"
+    """Return `<mode>/<key>`, with `_` for what MLflow takes in no name; one such name would cost the whole record."""
+    return _NOT_IN_NAMES.sub("_", key if key.startswith(f"{mode}/") else f"{mode}/{key}")

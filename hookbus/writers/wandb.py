@@ -78,7 +78,9 @@ class WandbWriter(Writer):
 
 
 def _named(mode: Mode, key: str) -> str:
-    return key if key.startswith(f"{mode}/") else f"{mode}/{key}"
+    """Return `<mode>/<key>`, with what UTF-8 cannot spell written out; half a surrogate pair would cost the whole record."""
+    name = key if key.startswith(f"{mode}/") else f"{mode}/{key}"
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _directory(log_dir: Path) -> str:

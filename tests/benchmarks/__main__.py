@@ -8,10 +8,24 @@ import sys
 
 import torch
 
-from tests.benchmarks import async_checkpoints, averaging, checkpoints, dispatch, hub, loop, memory, startup, writers
+from tests.benchmarks import (
+    async_checkpoints,
+    averaging,
+    background,
+    checkpoints,
+    dispatch,
+    hub,
+    loop,
+    memory,
+    service,
+    startup,
+    writers,
+)
 
 PARTS = {
     "dispatch": dispatch,
+    "background": background,
+    "service": service,
     "hub": hub,
     "loop": loop,
     "startup": startup,

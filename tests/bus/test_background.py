@@ -55,7 +55,13 @@ def test_the_publisher_does_not_wait(kind: Kind) -> None:
     bus, gate, seen = EventBus(), Gate(), list[Event]()
     standing = bus.subscribe(Tick, handler(kind, lambda event: None, gate), background=True)
     all_seen = threading.Event()
-    bus.subscribe(Tick, lambda event, n: (seen.append(event), n == 9 and all_seen.set()), background=True)
+
+    def notes(event: Tick) -> None:
+        seen.append(event)
+        if event.n == 9:
+            all_seen.set()
+
+    bus.subscribe(Tick, notes, background=True)
     with bus:
         for n in range(10):
             bus.emit(Tick(n=n))

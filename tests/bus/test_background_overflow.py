@@ -256,12 +256,16 @@ async def test_a_cancelled_subscription_holds_up_nobody_on_the_callers_loop_eith
         with anyio.fail_after(PATIENCE):
             await anyio.to_thread.run_sync(gate.wait_until_reached)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(bus.publish, Tick(n=1))
+                tasks.start_soon(_publish, bus, Tick(n=1))
                 while subscription.stats().published != 2:  # noqa: ASYNC110  the publisher has it handed out
                     await anyio.sleep(0.001)
                 subscription.cancel()
         gate.open()
     assert balances(subscription.stats())
+
+
+async def _publish(bus: EventBus, event: Event) -> None:
+    await bus.publish(event)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

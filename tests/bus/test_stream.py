@@ -14,7 +14,7 @@ import anyio.to_thread
 import pytest
 
 from hookbus.bus import EventBus, EventStream
-from hookbus.errors import RunEnded, SubscriptionError
+from hookbus.errors import EventDefinitionError, RunEnded, SubscriptionError
 from hookbus.events import AfterTrainIter
 from hookbus.types import Backend
 from tests.bus.listeners import PATIENCE, balances, numbers
@@ -260,7 +260,7 @@ async def test_options_of_a_stream_are_checked(options: dict[str, Any], text: st
 
 def test_only_events_can_be_streamed() -> None:
     """Said where the stream is made."""
-    with pytest.raises(SubscriptionError):
+    with pytest.raises(EventDefinitionError, match="subclass of Event"):
         EventBus().stream(int)  # type: ignore[type-var]
 
 

@@ -19,6 +19,7 @@ from hookbus import Runner
 from hookbus.checkpoint import CheckpointStore, save_checkpoint
 from hookbus.cli.commands import app
 from tests.cli.runs import FACTS, LINE, START, Page, make_start, train_record, val_record
+from tests.parameters import slow_unless
 
 LOGGER = {"handler": "LoggerHook.after_train_iter", "event": "AfterTrainIter", "lane": "inline", "calls": 100, "seconds": 0.5}
 COSTS = [
@@ -177,15 +178,18 @@ def test_a_run_of_nan_alone_is_drawn_without_complaint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("values", "scale"),
-    [
-        ([1.0, 0.5], ""),
-        ([1.0, 0.01], "log scale"),
-        ([1.0, -0.01], ""),
-        ([1e-190, 1e190], "log scale"),
-        ([1e-300, 1e300], ""),
-        ([1e-300, 1.0], ""),
-        ([0.0, 0.0], ""),
-    ],
+    slow_unless(
+        lambda values, scale: values[0] == 1.0,
+        [
+            ([1.0, 0.5], ""),
+            ([1.0, 0.01], "log scale"),
+            ([1.0, -0.01], ""),
+            ([1e-190, 1e190], "log scale"),
+            ([1e-300, 1e300], ""),
+            ([1e-300, 1.0], ""),
+            ([0.0, 0.0], ""),
+        ],
+    ),
 )
 def test_the_scale_suits_the_values(tmp_path: Path, values: list[float], scale: str) -> None:
     """Positive values that span magnitudes get a logarithmic one."""

@@ -49,9 +49,11 @@ def _makes_a_difference(registry: Registry, subject: Subject, name: str, value: 
     try:
         built = registry.build(subject.config(**{name: value}))
     except ConfigError as error:
-        assert name in str(error), f"{name}={value!r} is refused without its name: {error}"
-        return True
-    return bool(looks(vars(built)) != plain)
+        refused = str(error)
+    else:
+        return bool(looks(vars(built)) != plain)
+    assert name in refused, f"{name}={value!r} is refused without its name: {refused}"
+    return True
 
 
 def check_wrong_options_are_named(registry: Registry, subject: Subject) -> None:

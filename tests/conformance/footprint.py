@@ -13,6 +13,10 @@ from pathlib import Path
 GRACE = 5.0
 """Seconds that a thread may take to end, on a machine that is busy with something else."""
 
+_OF_PACKAGES = ("wandb-", "Otel")
+"""How the names of threads begin that packages behind extras keep for as long as the process lives."""
+
+_OF_THE_SYSTEM = ("/dev/", "/proc/", "anon_inode:")
 _DESCRIPTORS = Path("/proc/self/fd")
 
 
@@ -30,7 +34,8 @@ def leaves_nothing_behind() -> Iterator[None]:
 
 
 def _started_since(before: set[threading.Thread]) -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread not in before and not isinstance(thread, threading._DummyThread)]
+    started = [thread for thread in threading.enumerate() if thread not in before]
+    return [each for each in started if not isinstance(each, threading._DummyThread) and not each.name.startswith(_OF_PACKAGES)]
 
 
 def _open_files() -> Counter[str]:
@@ -38,7 +43,7 @@ def _open_files() -> Counter[str]:
     if not _DESCRIPTORS.exists():
         return Counter()
     links = (_target(name) for name in os.listdir(_DESCRIPTORS))
-    return Counter(link for link in links if link is not None and not link.startswith(("/dev/", "/proc/", "anon_inode:")))
+    return Counter(link for link in links if link is not None and not link.startswith(_OF_THE_SYSTEM) and "/wandb/" not in link)
 
 
 def _target(name: str) -> str | None:

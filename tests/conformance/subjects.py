@@ -16,14 +16,21 @@ from hookbus.registry import HOOKS, WRITERS, Registry
 
 REQUIRED: Mapping[str, Mapping[str, Any]] = {
     "EarlyStoppingHook": {"monitor": "loss"},
-    "wandb": {"options": {"mode": "offline"}},
+    "wandb": {"options": {"mode": "offline", "settings": {"silent": True}}},
 }
 """What a constructor cannot do without, or what would leave this machine otherwise."""
 
 NEEDS: Mapping[str, str] = {"wandb": "wandb", "mlflow": "mlflow"}
 """Writers that are behind an extra, with the package they need."""
 
-_SCALARS: Mapping[Any, tuple[Any, ...]] = {bool: (True, False), int: (2, 1), float: (0.5,), str: ("accuracy",), Path: (Path("other"),)}
+_SCALARS: Mapping[Any, tuple[Any, ...]] = {
+    bool: (True, False),
+    int: (2, 1),
+    float: (0.5,),
+    str: ("accuracy",),
+    Any: (1,),
+    Path: (Path("other"),),
+}
 
 
 class Subject(NamedTuple):

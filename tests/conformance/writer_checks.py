@@ -135,12 +135,18 @@ def check_a_destination_that_is_gone(subject: Subject, directory: Path) -> None:
         blocked.write_text("no directory")
         writer = make(subject)
         writer.open(RunPlace(logger=place.logger, log_dir=blocked))
-        for iteration in (1, 2):
-            try:
-                writer.write(make_record(iteration))
-            except OSError as error:
-                assert str(blocked) in str(error), f"the error does not say where: {error}"
+        errors = [error for error in (failure_of_writing(writer, iteration) for iteration in (1, 2)) if error is not None]
         writer.close()
+    assert all(str(blocked) in str(error) for error in errors), f"the errors do not say where: {errors}"
+
+
+def failure_of_writing(writer: Writer, iteration: int) -> OSError | None:
+    """Return what becomes of writing a record, as far as a destination may fail."""
+    try:
+        writer.write(make_record(iteration))
+    except OSError as error:
+        return error
+    return None
 
 
 def check_two_at_once(subject: Subject, directory: Path) -> None:
@@ -150,12 +156,13 @@ def check_two_at_once(subject: Subject, directory: Path) -> None:
         writers = [make(subject), make(subject)]
         for writer, place in zip(writers, (one, two), strict=True):
             writer.open(place)
-        for iteration, (writer, own, other) in enumerate([(0, 0, 1), (1, 1, 0), (0, 0, 1)], start=1):
-            before = written_below(places[other])
-            writers[writer].write(make_record(iteration))
-            writers[writer].flush()
-            assert written_below(places[other]) == before, "a writer writes to the place of another"
-            assert written_below(places[own]) > 0
+        for iteration, own in enumerate((0, 1, 0), start=1):
+            other = places[1 - own]
+            before = written_below(other)
+            writers[own].write(make_record(iteration))
+            writers[own].flush()
+            assert written_below(other) == before, "a writer writes to the place of another"
+            assert written_below(directory) > 0
         for writer in writers:
             writer.close()
 

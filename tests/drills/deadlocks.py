@@ -6,6 +6,7 @@ Each returns how it ended: the name of the error that told of the mistake, or "w
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +218,7 @@ def emit_in_a_fork(_: Path) -> str:
     def make(bus: EventBus) -> Any:
         def handler() -> None:
             if os.fork() == 0:
+                signal.alarm(round(STALL * 30))  # that of its parent is not its own
                 os.write(telling, outcome(lambda: bus.emit(Pong())).encode())
                 os._exit(0)
             os.wait()

@@ -28,7 +28,7 @@ def run(drill: Drill) -> None:
     """Make each mistake in a process of its own, two of them at a time, because they mostly wait."""
     warm_up()
     slowest = 0.0
-    mistakes = drill.shuffled(MISTAKES)
+    mistakes = drill.shuffled(mistake for mistake, ending in MISTAKES.items() if ending == "BusStalled" or not drill.is_broken)
     for first in drill.within(range(0, len(mistakes), 2)):
         started = time.monotonic()
         pair = mistakes[first : first + 2]

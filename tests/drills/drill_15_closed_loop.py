@@ -171,7 +171,9 @@ def _train(drill: Drill, title: str, path: Path) -> dict[str, Any]:
         way(runner)
     except Exception as raised:  # noqa: BLE001  told to the drill
         error = type(raised).__name__
-    left = [thread.name for thread in threading.enumerate() if thread not in before and not thread.name.startswith("Trio thread ")]
+    left = [
+        thread.name for thread in threading.enumerate() if thread not in before and not thread.name.startswith("Trio thread ")
+    ]
     return {"error": error, "ended": len(ended), "came to its end": bool(trained), "left": left, "iterations": runner.iter}
 
 

@@ -2,7 +2,8 @@
 
     python -m tests.examples.generated     brings them up to date
 
-In a page each stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->`.
+In a page each stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->`, the options of a hook or a writer
+between `<!-- options of CLASS -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from hookbus import events, hooks
+from hookbus import events, hooks, writers
 from hookbus.events import (
     MOUNT_POINTS,
     CheckpointEvent,
@@ -31,6 +32,7 @@ from tests.test_layers import LAYERS, PACKAGE
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
+_OPTIONS = re.compile(r"(?P<begin><!-- options of (?P<name>\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 _PART = re.compile(r"(?P<begin><!-- generated: (?P<name>[a-z ]+) -->\n).*?(?P<end><!-- end of (?P=name) -->)", re.DOTALL)
 
 
@@ -83,6 +85,34 @@ def default_hook_options_table() -> str:
     return _table(["hook", "option", "default", "meaning"], rows)
 
 
+def hooks_table() -> str:
+    """Return one row per hook, each with its page: the default ones, then the others by name."""
+    default = {config["type"]: name for name, config in DEFAULT_HOOKS.items()}
+    others = sorted(name for name in hooks.__all__ if name != "Hook" and name not in default)
+    rows = []
+    for name in (*default, *others):
+        cls = getattr(hooks, name)
+        rows.append(
+            [f"[{name}](hooks/{page_name(cls)})", f"`{default[name]}`" if name in default else "", _priority(cls), _summary(cls)]
+        )
+    return _table(["hook", "default hook", "priority", "what it does"], rows)
+
+
+def page_name(hook: type[hooks.Hook]) -> str:
+    """Return the name of the page about a hook: that of its module."""
+    return f"{hook.__module__.rpartition('.')[2]}.md"
+
+
+def options_table(name: str) -> str:
+    """Return one row per option of a hook or a writer, from its signature and its docstring."""
+    cls = getattr(hooks, name, None) or getattr(writers, name)
+    described = _described_arguments(cls)
+    rows = [
+        [f"`{_spelt(option)}`", _default(option), described[option.name]] for option in inspect.signature(cls).parameters.values()
+    ]
+    return _table(["option", "default", "meaning"], rows) if rows else f"`{name}` has no options."
+
+
 def layers_table() -> str:
     """Return the files and folders of the package by layer, the lowest first; those to come are left out."""
     layers: dict[int, list[str]] = {}
@@ -101,6 +131,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "priorities": priorities_table,
     "default hooks": default_hooks_table,
     "options of default hooks": default_hook_options_table,
+    "hooks": hooks_table,
     "layers": layers_table,
 }
 """Every generated part by its name."""
@@ -113,7 +144,13 @@ def parts_of(page: str) -> list[str]:
 
 def brought_up_to_date(page: str) -> str:
     """Return the text of a page with its generated parts written anew."""
-    return _PART.sub(lambda match: match["begin"] + PARTS[match["name"]]() + "\n" + match["end"], page)
+    page = _PART.sub(lambda match: match["begin"] + PARTS[match["name"]]() + "\n" + match["end"], page)
+    return _OPTIONS.sub(lambda match: match["begin"] + options_table(match["name"]) + "\n" + match["end"], page)
+
+
+def options_of(page: str) -> list[str]:
+    """Return the names of the classes whose options a page shows."""
+    return [match["name"] for match in _OPTIONS.finditer(page)]
 
 
 def _own_facts(cls: type[Event]) -> list[str]:
@@ -144,9 +181,20 @@ def _summary(cls: type) -> str:
 
 
 def _described_arguments(cls: type) -> dict[str, str]:
-    """Return what the section `Args:` of a docstring says about each argument."""
+    """Return what the section `Args:` of a docstring says about each argument, each on one line."""
     section = inspect.cleandoc(str(cls.__doc__)).partition("Args:\n")[2].partition("\n\n")[0]
-    return dict(re.findall(r"^ {4}(\w+): (.*)$", section, re.MULTILINE))
+    on_one_line = re.sub(r"\n {8,}", " ", section)
+    return dict(re.findall(r"^ {4}(\w+): (.*)$", on_one_line, re.MULTILINE))
+
+
+def _spelt(option: inspect.Parameter) -> str:
+    return f"**{option.name}" if option.kind is option.VAR_KEYWORD else option.name
+
+
+def _default(option: inspect.Parameter) -> str:
+    if option.kind is option.VAR_KEYWORD:
+        return ""
+    return "required" if option.default is option.empty else f"`{option.default!r}`"
 
 
 def _codes(names: Iterable[str]) -> str:
@@ -166,7 +214,7 @@ def _lines(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
 
 def main() -> None:
     """Write the generated parts of every page anew."""
-    for path in sorted(DOCS.glob("*.md")):
+    for path in sorted(DOCS.rglob("*.md")):
         text = path.read_text(encoding="utf-8")
         current = brought_up_to_date(text)
         if current != text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import sys
 from collections.abc import Iterator
@@ -98,28 +99,38 @@ POISON = [
 ]
 
 
+_listening: list[list[str]] = []
+"""Those who want to hear now."""
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _listening or event not in ("import", "exec", "open", "os.system", "subprocess.Popen"):
+        return
+    if event == "open" and str(arguments[0]).endswith(".py"):
+        return  # the lines that a traceback shows
+    if event != "exec" or {"os", "env", "object", "__import__"} & set(arguments[0].co_names):
+        for heard in _listening:
+            heard.append(f"{event} {arguments!r:.200}")
+
+
+@functools.cache
+def _watch() -> None:
+    sys.addaudithook(_note)  # once, because it stays for good, and slows down all that comes after it
+
+
 @contextmanager
 def nothing_is_loaded() -> Iterator[list[str]]:
     """Note what is imported, opened and started while it is entered, and executed of what the config says.
 
     The annotations of constructors, and the plans of buses, are our own texts; they are compiled and executed, too.
     """
+    _watch()
     heard: list[str] = []
-    state = {"on": True}
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if not state["on"] or event not in ("import", "exec", "open", "os.system", "subprocess.Popen"):
-            return
-        if event == "open" and str(arguments[0]).endswith(".py"):
-            return  # the lines that a traceback shows
-        if event != "exec" or {"os", "env", "object", "__import__"} & set(arguments[0].co_names):
-            heard.append(f"{event} {arguments!r:.200}")
-
-    sys.addaudithook(hook)
+    _listening.append(heard)
     try:
         yield heard
     finally:
-        state["on"] = False
+        _listening.remove(heard)
 
 
 @pytest.mark.parametrize("text", POISON)
