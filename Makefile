@@ -39,7 +39,7 @@ demo: $(STAMP)  ## train a small classifier on handwritten digits
 test: $(STAMP)  ## run the tests, but for the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
-test-slow: $(STAMP)  ## run the tests that start processes of their own
+test-slow: $(STAMP)  ## run the tests that start processes, and every case of those that `make test` samples
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
 
 test-mmengine: $(MMENGINE_STAMP)  ## run hooks of MMEngine on our runner, in an environment with MMEngine
@@ -52,7 +52,7 @@ $(MMENGINE_STAMP): pyproject.toml
 	$(MMENGINE_VENV)/bin/python -m pip install -q $(MMENGINE_NEEDS) pytest pytest-timeout -e .
 	@touch $@
 
-drills: $(STAMP)  ## break checkpoints on purpose, for at most two minutes; ARGS=--long for all of it
+drills: $(STAMP)  ## break checkpoints, event loops and handlers on purpose, for at most two minutes; ARGS=--long for all of it
 	$(BIN)/python -m tests.drills $(ARGS)
 
 check: $(STAMP)  ## lint, formatting and types

@@ -159,8 +159,7 @@ class Service:
         seen = runner.message_hub.snapshot()
         facts = {name: seen.get_info(name, None) for name in ("epoch", "iter", "max_epochs", "loop_lag")}
         watchers = [{"pending": s.pending, "dropped": s.dropped} for s in runner.bus.stats() if s.name == WATCHER]
-        facts |= {"scalars": seen.scalars, "watchers": watchers, "problem": self.problem}
-        return {"live": runner.running is not None} | facts
+        return facts | dict(live=runner.running is not None, scalars=seen.scalars, watchers=watchers, problem=self.problem)
 
 
 class JSON(JSONResponse):

@@ -113,6 +113,7 @@ class Unwritable:
     end_run = _refused("end_run")
     commit = _refused("commit")
     flush = _refused("flush")
+    take_landed = _refused("take_landed")
     wait_until = _waited_for("wait_until")
     watch = _waited_for("watch")
     wait_until_blocking = _waited_for("wait_until_blocking")

@@ -10,17 +10,24 @@ Nothing above this file tells asyncio from trio.
 
 from __future__ import annotations
 
-__all__ = ("Bridge", "CrossingCancelled", "LoopThread", "forget_stray_cancellation", "outlast", "run_in_thread")
+__all__ = (
+    "CLOSING_DEADLINE",
+    "LOOP_ENDED",
+    "Bridge",
+    "CrossingCancelled",
+    "Outcome",
+    "describe_stall",
+    "forget_stray_cancellation",
+    "outlast",
+)
 
 import asyncio
-import contextvars
 import logging
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
@@ -29,7 +36,6 @@ from anyio.lowlevel import cancel_shielded_checkpoint, current_token
 
 from hookbus.errors import BusError, BusStalled, HandlerCancelled
 from hookbus.mailbox import LoopHandle, Mailbox
-from hookbus.types import Backend
 
 T = TypeVar("T")
 
@@ -72,7 +78,7 @@ class CrossingCancelled(BaseException):
     """Raised on the thread when its run was cancelled while, or before, a coroutine ran for it."""
 
 
-class _Outcome(Generic[T]):
+class Outcome(Generic[T]):
     """What came of a call on another thread."""
 
     value: T
@@ -89,7 +95,7 @@ class _Outcome(Generic[T]):
             del error  # the traceback holds this frame: do not close a cycle
 
 
-class _Crossing(_Outcome[T]):
+class _Crossing(Outcome[T]):
     """One coroutine on its way: what to run, and what came of it."""
 
     def __init__(self, function: Callable[..., Awaitable[T]], arguments: tuple[Any, ...], *, closing: bool) -> None:
@@ -300,7 +306,7 @@ class Bridge:
             answers.clear()
             self._is_stalled = time.monotonic() - answered_at >= timeout
             if self._is_stalled:
-                raise BusStalled(_describe_stall(timeout))
+                raise BusStalled(describe_stall(timeout))
 
 
 async def _serve(service: Callable[[], Awaitable[object]], scope: anyio.CancelScope) -> None:
@@ -308,7 +314,7 @@ async def _serve(service: Callable[[], Awaitable[object]], scope: anyio.CancelSc
         await outlast(service)
 
 
-def _describe_stall(seconds: float) -> str:
+def describe_stall(seconds: float) -> str:
     """Say what every thread does, the one of the event loop among them."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     stacks = [
@@ -317,126 +323,3 @@ def _describe_stall(seconds: float) -> str:
     ]
     what = f"the event loop has not answered for {seconds:g} s while training needs it; something blocks it"
     return "\n\n".join([f"{what}. The stacks of all threads:", *stacks])
-
-
-class LoopThread:
-    """A joined thread with an event loop of its own, for threads that have none at hand."""
-
-    def __init__(self, bridge: Bridge, backend: Backend) -> None:
-        self._bridge = bridge
-        self._backend = backend
-        self._ready = threading.Event()
-        self._leave: anyio.Event | None = None
-        self._loop: LoopHandle | None = None
-        self._error: BaseException | None = None
-        self._is_running = False
-        # A daemon, because a handler that blocks the loop for ever must not keep a program from ending.
-        self._thread = threading.Thread(target=self._run, name="hookbus-loop", daemon=True)
-
-    def start(self) -> None:
-        """Start the loop and wait until it is ready."""
-        try:
-            self._is_running = True
-            self._thread.start()
-            self._ready.wait()
-        except RuntimeError:  # the system gives no more threads
-            self._is_running = False
-            raise
-        except BaseException:  # an interrupt: nobody else will stop it
-            self.stop()
-            raise
-        if self._error is not None:
-            self._thread.join()
-            raise self._error
-
-    def stop(self) -> None:
-        """End the loop and join the thread; one that does not answer any more is left behind, and the log says so."""
-        if not self._is_running:
-            return
-        self._ready.wait()
-        if self._loop is None or self._leave is None:
-            self._thread.join()
-            return  # it has ended before it began, and start said why
-        self._loop.call_soon(self._leave.set)
-        while not self._join(self._loop):
-            pass
-        if self._error is not None:
-            raise self._error
-
-    def _join(self, loop: LoopHandle) -> bool:
-        """Return whether there is nothing to wait for any more: the thread has ended, or its loop does not answer."""
-        answers: list[None] = []
-        loop.call_soon(partial(answers.append, None))
-        timeout = self._bridge.answer_timeout
-        self._thread.join(timeout)
-        if self._thread.is_alive() and not answers:
-            _logger.error("%s\nIts thread is left behind.", _describe_stall(timeout))
-            return True
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        try:
-            anyio.run(self._serve, backend=self._backend)
-        except BaseException as error:  # noqa: BLE001  raised by start or stop
-            self._error = error
-        finally:
-            self._ready.set()
-
-    async def _serve(self) -> None:
-        self._loop = LoopHandle.current()
-        self._leave = anyio.Event()
-        async with anyio.create_task_group() as tasks:
-            self._bridge.open(tasks)
-            self._ready.set()
-            await self._leave.wait()
-            self._bridge.close()
-
-
-async def run_in_thread(bridge: Bridge, body: Callable[[], T], *, name: str, on_cancel: Callable[[], None]) -> T:
-    """Run `body` on a new thread, serve its crossings on the running loop, and join it.
-
-    When the caller is cancelled, `on_cancel` is called on the loop, the crossings are cancelled, and the thread is
-    waited for all the same; then the cancellation goes on. An error of `body` is raised as itself.
-    """
-    outcome: _Outcome[T] = _Outcome()
-    finished = anyio.Event()
-    loop = LoopHandle.current()
-
-    def main() -> None:
-        try:
-            outcome.value = body()
-        except BaseException as error:  # noqa: BLE001  raised on the loop
-            outcome.error = error
-        finally:
-            loop.call_soon(finished.set)
-
-    cancellation: BaseException | None = None
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(main,), name=name)
-    try:
-        async with anyio.create_task_group() as tasks:
-            bridge.open(tasks)
-            try:
-                thread.start()
-                cancellation = await _wait_out(finished, [on_cancel, bridge.cancel])
-                thread.join()
-            finally:
-                bridge.close()
-    except anyio.get_cancelled_exc_class() as error:
-        cancellation = error
-    if cancellation is not None and isinstance(outcome.error, CrossingCancelled | None):
-        raise cancellation
-    return outcome.take()
-
-
-async def _wait_out(finished: anyio.Event, on_cancel: list[Callable[[], None]]) -> BaseException | None:
-    """Wait for `finished` whatever happens; return the cancellation that came meanwhile."""
-    cancellation: BaseException | None = None
-    while not finished.is_set():
-        try:
-            with anyio.CancelScope(shield=cancellation is not None):
-                await finished.wait()
-        except anyio.get_cancelled_exc_class() as error:
-            cancellation = error
-            for call in on_cancel:
-                call()
-    return cancellation

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from hookbus._current import current_hub, current_writing
-from hookbus.bridge import LOOP_ENDED, Bridge, LoopThread
+from hookbus.bridge import LOOP_ENDED, Bridge
 from hookbus.bus.host import Posts, as_handler
 from hookbus.bus.outbox import Outbox
 from hookbus.bus.pump import Pump
@@ -27,6 +27,7 @@ from hookbus.device import MainStream
 from hookbus.errors import RunEnded, WouldDeadlock
 from hookbus.hub import MessageHub
 from hookbus.loop_lag import measure_lag
+from hookbus.loop_threads import LoopThread
 from hookbus.mailbox import Acknowledgement, Mailbox
 from hookbus.progress import Progress
 from hookbus.step_requests import StepRequest, StepRequests
@@ -83,6 +84,8 @@ class TrainingThread:
         self._backend = backend
         self._loop_thread: LoopThread | None = None
         self._is_cancelled = False
+        self._is_over = False
+        """Whether nothing can be done on this thread any more."""
         self._requests = StepRequests()
         self._posts = Posts(self.mailbox, hub)
 
@@ -195,11 +198,17 @@ class TrainingThread:
         """Have this thread look again whether what it waits for is there; any thread may call this."""
         self.mailbox.put(_wake_up)
 
-    def _close(self) -> None:
-        """Carry out what was asked in time; refuse what was meant for a boundary that will not come."""
+    def refuse_requests(self) -> None:
+        """Refuse what waits for a step boundary, and what comes: none will come any more."""
         self._requests.close()
-        self.mailbox.serve()
         self._requests.refuse()
+
+    def _close(self) -> None:
+        """Carry out what was asked in time, and take nothing more."""
+        self.refuse_requests()
+        with self._requests.lock:
+            self._is_over = True
+        self.mailbox.serve()
 
     # --- from anywhere ------------------------------------------------------------------------------------------------
 
@@ -219,7 +228,7 @@ class TrainingThread:
     def _submit(self, function: Callable[[], T], what: str, put: Callable[[Callable[[], object]], object]) -> Acknowledgement[T]:
         answer: Acknowledgement[T] = Acknowledgement(what, check_wait=self._refuse_own_thread)
         with self._requests.lock:
-            if self._requests.is_closed:
+            if self._is_over:
                 answer.set_error(RunEnded(f"{what} cannot take effect: the run is over"))
             else:
                 put(lambda: answer.carry_out(function))

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
+import hypothesis  # noqa: F401  it looks for random generators as it is imported, and finds none once they are frozen
 import pytest
 
 THREAD_GRACE = 5.0
@@ -74,4 +75,4 @@ def _started_since(before: Iterable[threading.Thread]) -> list[threading.Thread]
 def _may_stay(thread: threading.Thread) -> bool:
     if isinstance(thread, threading._DummyThread):
         return True  # a native thread, such as torch's of one device's backward pass, that ran Python once: nobody can join it
-    return thread.name.startswith("Trio thread ")  # an idle worker that trio keeps for ten seconds; a busy one has its job's name
+    return thread.name.startswith(("Trio thread ", "Otel"))  # an idle worker that trio keeps for ten seconds; a busy one has its job's name

@@ -17,8 +17,9 @@ import pytest
 import trio
 
 import hookbus.bridge
-from hookbus.bridge import Bridge, CrossingCancelled, LoopThread, run_in_thread
+from hookbus.bridge import Bridge, CrossingCancelled
 from hookbus.errors import BusError, HandlerCancelled
+from hookbus.loop_threads import LoopThread, run_in_thread
 from hookbus.mailbox import LoopHandle, Mailbox
 from hookbus.types import Backend
 

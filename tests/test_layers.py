@@ -37,6 +37,7 @@ LAYERS = {
     "history": 0,
     "progress": 0,
     "bridge": 1,
+    "loop_threads": 2,
     "distributed": 1,
     "hub": 2,
     "bus": 3,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import trio
 from anyio.lowlevel import checkpoint
 
 from hookbus.bus import EventBus, consumers
+from hookbus.bus.backlog import Outcome
 from hookbus.bus.subscription import Subscription
 from hookbus.errors import BusNotEntered
 from hookbus.events import AfterTrainIter
@@ -35,6 +37,8 @@ Body = Callable[[], Awaitable[object]]
 class SeededLoop(asyncio.SelectorEventLoop):
     """Runs what is ready in an order that a seed decides, and calls a function at one of its ticks."""
 
+    _ready: deque[Any]
+
     def __init__(self, seed: int, at: int, action: Callable[[], object]) -> None:
         super().__init__()
         self._random, self._at, self._action = random.Random(seed), at, action
@@ -44,10 +48,10 @@ class SeededLoop(asyncio.SelectorEventLoop):
         self.ticks += 1
         if self.ticks == self._at:
             self.call_soon(self._action)
-        ready = list(self._ready)  # type: ignore[has-type]
+        ready = list(self._ready)
         self._random.shuffle(ready)
-        self._ready.clear()  # type: ignore[has-type]
-        self._ready.extend(ready)  # type: ignore[has-type]
+        self._ready.clear()
+        self._ready.extend(ready)
         super()._run_once()  # type: ignore[misc]
 
 
@@ -201,7 +205,7 @@ def test_a_lane_that_forgets_what_it_had_in_hand_is_caught(monkeypatch: pytest.M
 
     async def handle(subscription: Any, backlog: Any, outbox: Any, event: Any, call: Any) -> None:
         await call()
-        backlog.settle(consumers.Outcome.HANDLED)
+        backlog.settle(Outcome.HANDLED)
 
     monkeypatch.setattr(consumers, "_handle", handle)
     with pytest.raises(AssertionError):

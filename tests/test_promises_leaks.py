@@ -18,9 +18,9 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from hookbus.bridge import LoopThread
 from hookbus.bus import EventBus
 from hookbus.events import AfterTrainIter
+from hookbus.loop_threads import LoopThread
 from hookbus.runner.signals import SignalGuard
 from hookbus.types import Backend
 from tests.bus.ticks import Tick
@@ -165,7 +165,11 @@ def test_visits_that_forget_something_are_caught(monkeypatch: pytest.MonkeyPatch
 
     loops: list[LoopThread] = []
     stop = LoopThread.stop
-    monkeypatch.setattr(LoopThread, "stop", loops.append)
+
+    def forget(loop: LoopThread) -> None:
+        loops.append(loop)
+
+    monkeypatch.setattr(LoopThread, "stop", forget)
     visit_with_a_thread(is_failing=False, backend="asyncio")
     after = inventory()
     for loop in loops:

@@ -68,11 +68,13 @@ class Backlog:
             if self._is_closed:
                 self._outcomes[Outcome.CANCELLED] += 1
                 return
+            was_empty = not self._events
             if not self._make_room():
                 self._dropped += 1
                 return
             self._events.append((self.published, event))
-        self.ring()
+        if was_empty:  # else the consumer does not rest, or was woken for what lies there
+            self.ring()
 
     def _make_room(self) -> bool:
         match self.options.overflow:

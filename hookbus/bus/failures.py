@@ -45,8 +45,8 @@ class FailureLog:
     def take(self, subscription: Subscription[Any], error: Exception, event: Event) -> None:
         """Count a failure; log it if it is a new one."""
         subscription.failures += 1
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        likeness = f"{type(error).__name__} at {place.filename}:{place.lineno}"
+        places = traceback.extract_tb(error.__traceback__)
+        likeness = f"{type(error).__name__} at {places[-1].filename}:{places[-1].lineno}" if places else describe_error(error)
         if likeness in subscription.seen_messages:
             return
         subscription.seen_messages.add(likeness)

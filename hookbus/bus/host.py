@@ -13,11 +13,12 @@ import anyio
 import anyio.abc
 
 from hookbus._current import Writing, current_hub, current_writing
-from hookbus.bridge import Bridge, LoopThread, outlast
+from hookbus.bridge import Bridge, outlast
 from hookbus.bus.outbox import Outbox
 from hookbus.bus.pump import Pump
 from hookbus.errors import BusNotEntered, HandlerCancelled, WouldDeadlock, WrongThread
 from hookbus.hub import MessageHub
+from hookbus.loop_threads import LoopThread
 from hookbus.mailbox import Acknowledgement, LoopHandle, Mailbox
 from hookbus.types import Backend
 

@@ -53,7 +53,8 @@ class PlanSource:
             return
         self._add(1, "counter.published = number = counter.published + 1")
         if not self._subscriptions:
-            self._write_put(1, waits_by_await=bool(prefix))
+            self._write_put(1)
+            self._write_wait_for_room(waits_by_await=bool(prefix))
             return
         self._add(1, "nesting.active = depth = nesting.active + 1")
         self._add(1, "try:")
@@ -66,15 +67,19 @@ class PlanSource:
         depth = 2 if self._listeners else 1  # they hear what failed, too, and find in the hub what was written
         if self._event_type.commits:
             self._add(depth, "if hub.dirty:", "    hub.commit()")
-        self._write_put(depth, waits_by_await=bool(prefix))
+        self._write_put(depth)
+        self._write_wait_for_room(waits_by_await=bool(prefix))
         if self._event_type.closing:
             self._add(1, "raise_all(errors)")
 
-    def _write_put(self, depth: int, *, waits_by_await: bool) -> None:
+    def _write_put(self, depth: int) -> None:
         if self._listeners:
             self._add(depth, "put(event, number, listeners)")
+
+    def _write_wait_for_room(self, *, waits_by_await: bool) -> None:
+        """Write the wait for slow subscribers; after a publish that went well, so that no error is held up."""
         if any(map(blocks, self._listeners)):
-            self._add(depth, "await await_room(blockers)" if waits_by_await else "wait_for_room(blockers)")
+            self._add(1, "await await_room(blockers)" if waits_by_await else "wait_for_room(blockers)")
 
     def _write_live_names(self, depth: int, indexes: Sequence[int], *, sync_only: bool) -> None:
         needed = {

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from hookbus.bridge import CrossingCancelled, run_in_thread
+from hookbus.bridge import CrossingCancelled
 from hookbus.device import MainStream
 from hookbus.device_reads import find_device_reads
 from hookbus.errors import RunAlreadyLive, describe_error
 from hookbus.events import AfterRun, BeforeRun, RunFailed
 from hookbus.loading import check_main_guard
+from hookbus.loop_threads import run_in_thread
 from hookbus.runner.cost_report import report_costs
 from hookbus.runner.run_facts import describe_end
 from hookbus.runner.signals import SignalGuard
@@ -108,6 +109,7 @@ class _Run:
     def _end(self, failure: BaseException | None) -> BaseException | None:
         """Publish what closes the run, wait for who is not done yet, and say what became of it all; return what failed."""
         runner = self._runner
+        self._thread.refuse_requests()  # a background handler may wait for one, and is waited for itself
         failure = self._close(failure, "the last save", runner.finish)
         failure = self._close(failure, "the background handlers", self._drain)
         failure = self._close(failure, "the background handlers", runner.bus.raise_background_errors)

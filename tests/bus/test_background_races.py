@@ -16,13 +16,14 @@ import anyio.abc
 import anyio.lowlevel
 import pytest
 
-from hookbus.bridge import Bridge, CrossingCancelled, LoopThread, run_in_thread
+from hookbus.bridge import Bridge, CrossingCancelled
 from hookbus.bus import EventBus
 from hookbus.bus.failures import FailureLog
 from hookbus.bus.host import OwnThread
 from hookbus.bus.outbox import Outbox
 from hookbus.errors import BusError, BusNotEntered, HandlerCancelled
 from hookbus.events import Event
+from hookbus.loop_threads import LoopThread, run_in_thread
 from hookbus.mailbox import Acknowledgement, Mailbox
 from hookbus.types import Backend
 from tests.bus.listeners import KINDS, PATIENCE, Gate, Kind, handler, numbers

@@ -148,7 +148,7 @@ def test_filters_work_alike_when_a_thread_emits(backend: Backend, lanes: list[st
 def fields(event_type: type[Event], number: int) -> dict[str, Any]:
     """Return field values of which those that may be counted are `number`."""
     values: dict[str, Any] = {"metrics": {}, "loop": "train", "name": "x", "data_time": 0.0, "error_type": "E", "message": ""}
-    values |= {"handler": "", "optimizer": "", "skipped": False, "epoch": 0, "iter": 0, "batch_idx": 0}
+    values |= {"handler": "", "optimizer": "", "skipped": False, "resuming": False, "epoch": 0, "iter": 0, "batch_idx": 0}
     if event_type.counted is not None:
         values[event_type.counted[0]] = number
     return {field: values[field] for field in event_type.__struct_fields__}

@@ -12,6 +12,8 @@ import pytest
 
 from tests.checkpoint.hostile import FOREIGN, NATIVE
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
 DAMAGED = ("a path that leaves the archive", "2^60 bytes, early format", "cut in the middle", "a stack of opcodes")
 """Foreign files that are broken rather than dangerous: what torch makes of them is torch's affair."""
 

@@ -68,6 +68,7 @@ def test_a_second_run_is_refused(tmp_path: Path) -> None:
     second.release()
 
 
+@pytest.mark.slow
 def test_another_process_is_named_and_its_death_frees_the_directory(tmp_path: Path) -> None:
     """`kill -9` leaves the file behind, which locks nobody out."""
     with other_process(tmp_path) as process:

@@ -6,7 +6,7 @@ import collections.abc
 import inspect
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,11 @@ _SCALARS: Mapping[Any, tuple[Any, ...]] = {
     Any: (1,),
     Path: (Path("other"),),
 }
+
+
+def slow_but_for(fast: Iterable[str], every: Iterable[str]) -> list[Any]:
+    """Return parameters of a test, of which those that are not named as fast are marked as slow."""
+    return [one if one in fast else pytest.param(one, marks=pytest.mark.slow) for one in every]
 
 
 class Subject(NamedTuple):

@@ -2,281 +2,53 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
-import torch
 
-from hookbus.errors import ConfigError
 from hookbus.events import AfterTrainIter, AfterValIter
 from hookbus.hooks import Hook
 from hookbus.registry import HOOKS, WRITERS
-from hookbus.writers import JsonlWriter, Record, RunPlace, Writer
-from tests.conformance import checks, hook_checks, missing_parts, writer_checks
+from hookbus.writers import Writer
+from tests.conformance import checks, hook_checks, left_behind, missing_parts, writer_checks
+from tests.conformance.broken_hooks import (
+    ChangesTheData,
+    ChangesTheWeights,
+    CountsForAll,
+    ExplicitIsDifferent,
+    FailsBehindAnError,
+    FailsWhenClosedTwice,
+    ForgetsAnOption,
+    ForgetsItsState,
+    HidesWhatIsWrong,
+    LeavesAFileOpen,
+    LeavesAThread,
+    LeavesAThreadAfterErrors,
+    NeedsAValidation,
+    NeedsTraining,
+    SavesNothing,
+    SharesAList,
+    SoundHook,
+    StaysAround,
+    StaysBroken,
+    StopsTooEarly,
+    SubscribesForEver,
+    TakesAnything,
+)
+from tests.conformance.broken_writers import (
+    BeginsAnew,
+    ClosesOnce,
+    ExpectsNumbers,
+    FailsAtTests,
+    KeepsItsFile,
+    LeavesItsThread,
+    LosesTheTest,
+    MakesItsFileAtOnce,
+    SaysNotWhere,
+    SharesOneFile,
+)
 from tests.conformance.subjects import Subject
-
-_left: list[tuple[threading.Thread, threading.Event]] = []
-"""Threads that broken hooks and writers started, with what ends them."""
-
-
-def start_a_thread() -> threading.Event:
-    """Start a thread, and return what ends it."""
-    end = threading.Event()
-    thread = threading.Thread(target=end.wait, name="left behind")
-    thread.start()
-    _left.append((thread, end))
-    return end
-
-
-# --- hooks ------------------------------------------------------------------------------------------------------------
-
-
-class SoundHook(Hook):
-    """Counts iterations, and gives up its thread and its place around the handlers.
-
-    Args:
-        step: what to count by.
-    """
-
-    def __init__(self, step: int = 1) -> None:
-        if step < 1:
-            msg = f"SoundHook.step = {step}: expected at least 1"
-            raise ConfigError(msg)
-        self.step = step
-        self.count = 0
-
-    def after_train_iter(self, runner: Any) -> None:
-        """Count."""
-        self.count += self.step
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the count."""
-        return {"count": self.count}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
-        self.count = state_dict["count"]
-
-
-class SharesAList(SoundHook):
-    """Keeps what it saw in a list that all of them have."""
-
-    _seen: ClassVar[list[int]] = []
-
-    def __init__(self, step: int = 1) -> None:
-        super().__init__(step)
-        self.seen = self._seen
-
-
-class ForgetsAnOption(SoundHook):
-    """Takes an option and does nothing with it."""
-
-    def __init__(self, step: int = 1, label: str = "") -> None:
-        super().__init__(step)
-
-
-class TakesAnything(SoundHook):
-    """Swallows misspelt options."""
-
-    def __init__(self, step: int = 1, **anything: Any) -> None:
-        super().__init__(step)
-
-
-class HidesWhatIsWrong(SoundHook):
-    """Refuses options without naming them."""
-
-    def __init__(self, step: Any = 1) -> None:
-        if not isinstance(step, int):
-            msg = "something is wrong"
-            raise ConfigError(msg)
-        super().__init__(step)
-
-
-class ExplicitIsDifferent(SoundHook):
-    """Treats a default that is spelt out as another value."""
-
-    calls: ClassVar[int] = 0
-
-    def __init__(self, step: int = 1) -> None:
-        super().__init__(step)
-        type(self).calls += 1
-        self.number = self.calls
-
-
-class LeavesAThread(SoundHook):
-    """Starts a thread that nobody ends."""
-
-    def before_run(self) -> None:
-        """Start it."""
-        start_a_thread()
-
-
-class LeavesAThreadAfterErrors(SoundHook):
-    """Ends its thread only when all goes well."""
-
-    def before_run(self) -> None:
-        """Start it."""
-        self._end = start_a_thread()
-
-    def after_train(self) -> None:
-        """End it."""
-        self._end.set()
-
-    def after_test(self) -> None:
-        """End it."""
-        self._end.set()
-
-
-class LeavesAFileOpen(SoundHook):
-    """Opens a file and forgets it."""
-
-    files: ClassVar[list[Any]] = []
-
-    def before_run(self, runner: Any) -> None:
-        """Open it."""
-        self.files.append((runner.work_dir / "notes.txt").open("w"))
-
-
-class StaysAround(SoundHook):
-    """Leaves a wrapper around the handlers."""
-
-    def before_run(self, runner: Any) -> None:
-        """Put it there."""
-        runner.bus.around = lambda subscription: contextlib.nullcontext()
-
-
-class SubscribesForEver(SoundHook):
-    """Adds a handler that nobody cancels."""
-
-    def before_run(self, runner: Any) -> None:
-        """Add it."""
-        runner.bus.subscribe(AfterTrainIter, lambda: None)
-
-
-class ChangesTheWeights(SoundHook):
-    """Scales the weights a little, as if an exchange were not undone."""
-
-    @torch.no_grad()
-    def after_run(self, runner: Any) -> None:
-        """Scale them."""
-        for parameter in runner.model.parameters():
-            parameter.mul_(1.01)
-
-
-class ChangesTheData(SoundHook):
-    """Writes into the batches that the model is trained with."""
-
-    def before_train_iter(self, data_batch: Any) -> None:
-        """Change them."""
-        data_batch[0].mul_(0.5)
-
-
-class CountsForAll(SoundHook):
-    """Keeps on its class what belongs to a run."""
-
-    total: ClassVar[int] = 0
-
-    def after_train_iter(self, runner: Any) -> None:
-        """Count."""
-        type(self).total += 1
-
-
-class StopsTooEarly(SoundHook):
-    """Ends training without being asked to."""
-
-    def after_train_iter(self, runner: Any) -> None:
-        """End it."""
-        runner.train_loop.stop_training = True
-
-
-class NeedsTraining(SoundHook):
-    """Takes for granted that a training came before the validation."""
-
-    def before_train(self) -> None:
-        """Learn something."""
-        self._length = 3
-
-    def after_val(self) -> None:
-        """Use it."""
-        self._length += 1
-
-
-class NeedsAValidation(SoundHook):
-    """Takes for granted that there is a validation."""
-
-    def before_train(self, runner: Any) -> None:
-        """Look at it."""
-        self._batches = runner.val_loop.num_batches
-
-
-class ForgetsItsState(SoundHook):
-    """Saves its state and does not load it."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing."""
-
-
-class SavesNothing(ForgetsItsState):
-    """Has something to keep, and keeps nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
-
-
-class FailsWhenClosedTwice(SoundHook):
-    """Gives back what it no longer has."""
-
-    def before_run(self) -> None:
-        """Take something."""
-        self._held: list[int] | None = [1]
-
-    def after_run(self) -> None:
-        """Give it back."""
-        assert self._held is not None, "given back already"
-        self._held = None
-
-
-class FailsBehindAnError(SoundHook):
-    """Expects that every training ends well."""
-
-    def before_run(self) -> None:
-        """Begin."""
-        self._is_done = False
-
-    def after_train(self) -> None:
-        """End."""
-        self._is_done = True
-
-    def after_test(self) -> None:
-        """End."""
-        self._is_done = True
-
-    def after_val(self) -> None:
-        """End."""
-        self._is_done = True
-
-    def after_run(self) -> None:
-        """Complain."""
-        assert self._is_done, "the run is not done"
-
-
-class StaysBroken(SoundHook):
-    """Does not get over an error."""
-
-    _has_failed = False
-
-    def run_failed(self) -> None:
-        """Remember it."""
-        self._has_failed = True
-
-    def before_train(self) -> None:
-        """Refuse to go on, without a word."""
-        assert not self._has_failed
 
 
 def in_epochs(check: Callable[..., None]) -> Callable[[Subject, Path], None]:
@@ -348,20 +120,17 @@ def nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     """End what the broken ones leave behind."""
     monkeypatch.setattr("tests.conformance.footprint.GRACE", 0.3)
     yield
-    while _left:
-        thread, end = _left.pop()
-        end.set()
-        thread.join()
-    for file in [*LeavesAFileOpen.files, *KeepsItsFile.files]:
-        file.close()
+    left_behind.clear_away()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", HOOK_CHECKS)
 def test_a_sound_hook_passes(check: str, tmp_path: Path) -> None:
     """Otherwise the checks would prove nothing."""
     HOOK_CHECKS[check](Subject(SoundHook, SoundHook), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("broken", "check", "words"), BROKEN_HOOKS, ids=lambda value: getattr(value, "__name__", None))
 def test_a_broken_hook_is_found_out(broken: type[Hook], check: str, words: str, tmp_path: Path) -> None:
     """By the check that is there for it."""
@@ -376,109 +145,6 @@ def test_every_check_of_hooks_finds_something() -> None:
 
 
 # --- writers ----------------------------------------------------------------------------------------------------------
-
-
-class MakesItsFileAtOnce(JsonlWriter):
-    """Does not wait for the first record."""
-
-    def open(self, place: RunPlace) -> None:
-        """Make the file."""
-        super().open(place)
-        (place.log_dir / "metrics.jsonl").touch()
-
-
-class KeepsItsFile(JsonlWriter):
-    """Does not close what it opened."""
-
-    files: ClassVar[list[Any]] = []
-
-    def write(self, record: Record) -> None:
-        """Open another file."""
-        super().write(record)
-        assert self._path is not None
-        self.files.append(self._path.with_suffix(".more").open("a"))
-
-
-class LosesTheTest(JsonlWriter):
-    """Drops records of a mode that it does not know."""
-
-    def write(self, record: Record) -> None:
-        """Drop some."""
-        if record.mode != "test":
-            super().write(record)
-
-
-class ClosesOnce(JsonlWriter):
-    """Expects to be open when it is closed."""
-
-    def close(self) -> None:
-        """Insist."""
-        if self._path is not None:
-            assert self._file is not None
-        super().close()
-
-
-class BeginsAnew(JsonlWriter):
-    """Deletes what an earlier run left."""
-
-    def open(self, place: RunPlace) -> None:
-        """Delete it."""
-        super().open(place)
-        (place.log_dir / "metrics.jsonl").unlink(missing_ok=True)
-
-
-class ExpectsNumbers(JsonlWriter):
-    """Takes every value for a number."""
-
-    def write(self, record: Record) -> None:
-        """Add them up."""
-        assert sum(record.values.values()) is not None
-        super().write(record)
-
-
-class SaysNotWhere(JsonlWriter):
-    """Hides which destination is gone."""
-
-    def write(self, record: Record) -> None:
-        """Hide it."""
-        try:
-            super().write(record)
-        except OSError:
-            raise OSError("something went wrong") from None
-
-
-class SharesOneFile(Writer):
-    """All of them write where the last one was opened."""
-
-    _place: ClassVar[list[RunPlace]] = []
-
-    def open(self, place: RunPlace) -> None:
-        """Go there."""
-        self._place[:] = [place]
-
-    def write(self, record: Record) -> None:
-        """Write there."""
-        with (self._place[0].log_dir / "all.txt").open("a") as file:
-            file.write(record.text)
-
-
-class FailsAtTests(JsonlWriter):
-    """Raises for what it does not know."""
-
-    def write(self, record: Record) -> None:
-        """Raise."""
-        assert record.mode == "train"
-        super().write(record)
-
-
-class LeavesItsThread(JsonlWriter):
-    """Starts a thread that nobody ends."""
-
-    def write(self, record: Record) -> None:
-        """Start it."""
-        super().write(record)
-        start_a_thread()
-
 
 WRITER_CHECKS: dict[str, Callable[[Subject, Path], None]] = {
     **{check.__name__: check for check in writer_checks.ALONE},
@@ -501,6 +167,7 @@ BROKEN_WRITERS: list[tuple[type[Writer], str, str]] = [
 """A broken writer, the check that finds it out, and what is said about it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("broken", "check", "words"), BROKEN_WRITERS, ids=lambda value: getattr(value, "__name__", None))
 def test_a_broken_writer_is_found_out(broken: type[Writer], check: str, words: str, tmp_path: Path) -> None:
     """By the check that is there for it."""

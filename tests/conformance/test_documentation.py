@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from hookbus.hooks import EMAHook, Hook
 from hookbus.registry import HOOKS, WRITERS
 from tests.conformance.subjects import HOOK_NAMES, WRITER_NAMES
-from tests.examples.generated import DOCS, options_of, page_name
+from tests.examples.generated import DOCS, brought_up_to_date, options_of, options_table, page_name
 from tests.examples.test_pages import runnable_blocks
 
 SECTIONS = ("## Options", "## Pitfalls")

@@ -21,10 +21,10 @@ from tests.conformance.hook_checks import (
     check_training_and_test,
 )
 from tests.conformance.missing_parts import WITHOUT, check_does_without
-from tests.conformance.subjects import HOOK_NAMES, REQUIRED, hook
+from tests.conformance.subjects import HOOK_NAMES, REQUIRED, hook, slow_but_for
 
 EVERY_HOOK = pytest.mark.parametrize("name", HOOK_NAMES)
-BOTH_LOOPS = pytest.mark.parametrize("loop", LOOPS)
+BOTH_LOOPS = pytest.mark.parametrize("loop", slow_but_for(["epochs"], LOOPS))
 INTERRUPTIONS: dict[str, tuple[str, type[Event], str]] = {
     "behind it in training": ("epochs", AfterTrainIter, "LOWEST"),
     "before it in training": ("iterations", AfterTrainIter, "HIGHEST"),
@@ -80,20 +80,21 @@ def test_the_state_of_a_hook_survives_a_restart(loop: str, name: str, tmp_path: 
 
 
 @EVERY_HOOK
+@pytest.mark.slow
 def test_a_hook_may_be_closed_twice(name: str, tmp_path: Path) -> None:
     """The second time there is nothing to do."""
     check_closing_twice(hook(name), tmp_path, "epochs")
 
 
 @EVERY_HOOK
-@pytest.mark.parametrize("interruption", INTERRUPTIONS)
+@pytest.mark.parametrize("interruption", slow_but_for(["before it in training"], INTERRUPTIONS))
 def test_a_hook_stays_out_of_the_way_of_an_error(interruption: str, name: str, tmp_path: Path) -> None:
     """Of somebody else's."""
     check_error_in_the_middle(hook(name), tmp_path, *INTERRUPTIONS[interruption])
 
 
 @EVERY_HOOK
-@pytest.mark.parametrize("lacking", WITHOUT)
+@pytest.mark.parametrize("lacking", slow_but_for(["a validation", "training"], WITHOUT))
 def test_a_hook_does_without_what_is_not_there(lacking: str, name: str, tmp_path: Path) -> None:
     """Or says what is missing."""
     check_does_without(hook(name), tmp_path, lacking)

@@ -14,7 +14,7 @@ from hookbus.registry import WRITERS
 from hookbus.writers import Writer
 from tests.conformance.checks import CHECKS
 from tests.conformance.hook_checks import LOOPS
-from tests.conformance.subjects import WRITER_NAMES, writer
+from tests.conformance.subjects import WRITER_NAMES, slow_but_for, writer
 from tests.conformance.writer_checks import ALONE, IN_A_RUN, check_every_record_arrives
 
 EVERY_WRITER = pytest.mark.parametrize("name", WRITER_NAMES)
@@ -63,7 +63,7 @@ def test_a_writer_does_its_work(check: Any, name: str, tmp_path: Path) -> None:
 
 
 @EVERY_WRITER
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", slow_but_for(["epochs"], LOOPS))
 @pytest.mark.parametrize("check", IN_A_RUN)
 def test_a_writer_serves_a_run(check: Any, loop: str, name: str, tmp_path: Path) -> None:
     """As the only one."""

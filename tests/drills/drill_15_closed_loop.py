@@ -25,6 +25,8 @@ CUT = 5
 LIMIT = 25
 """Seconds after which a run that goes on for ever is gone."""
 PATIENCE = 15.0
+TWINS_LIMIT = 8
+"""The same for the twin, which does go on for ever."""
 
 Way = Callable[[Runner], None]
 """Trains in an event loop that ends in the iteration of the cut."""
@@ -130,9 +132,10 @@ def run(drill: Drill) -> None:
     """End each loop, two at a time, and go on from what is there."""
     warm_up()
     titles = drill.shuffled(WAYS)
+    limit = TWINS_LIMIT if drill.is_broken else LIMIT
     for first in drill.within(range(0, len(titles), 2)):
         pair = [(title, drill.fresh()) for title in titles[first : first + 2]]
-        children = [Child(lambda title=title, path=path: _train(drill, title, path), LIMIT) for title, path in pair]  # type: ignore[misc]
+        children = [Child(lambda title=title, path=path: _train(drill, title, path), limit) for title, path in pair]  # type: ignore[misc]
         for (title, path), child in zip(pair, children, strict=True):
             _check(drill, title, path, child)
 
@@ -157,7 +160,7 @@ def _check(drill: Drill, title: str, path: Path, child: Child) -> None:
 def _train(drill: Drill, title: str, path: Path) -> dict[str, Any]:
     if drill.is_broken:
         LoopHandle.call_soon = _ignore  # type: ignore[assignment, method-assign]
-        LoopHandle.is_closed = property(lambda _: lambda: False, lambda *_: None)  # type: ignore[assignment, misc]
+        LoopHandle.is_closed = property(lambda _: lambda: False, lambda *_: None)  # type: ignore[assignment]
     way, has_awaited, _ = WAYS[title]
     before = set(threading.enumerate())
     trained, ended = list[int](), list[int]()
@@ -171,10 +174,9 @@ def _train(drill: Drill, title: str, path: Path) -> dict[str, Any]:
         way(runner)
     except Exception as raised:  # noqa: BLE001  told to the drill
         error = type(raised).__name__
-    left = [
-        thread.name for thread in threading.enumerate() if thread not in before and not thread.name.startswith("Trio thread ")
-    ]
-    return {"error": error, "ended": len(ended), "came to its end": bool(trained), "left": left, "iterations": runner.iter}
+    left = [thread.name for thread in set(threading.enumerate()) - before if not thread.name.startswith("Trio thread ")]
+    found = {"error": error, "ended": len(ended), "came to its end": bool(trained)}
+    return found | {"left": left, "iterations": runner.iter}
 
 
 def _ignore(handle: LoopHandle, function: Callable[[], object]) -> bool:

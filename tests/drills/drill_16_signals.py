@@ -37,7 +37,7 @@ MODES: dict[str, Mode] = {
     "script, trio": lambda runner: runner.train(backend="trio"),
     "service": lambda runner: anyio.run(lambda: runner.train_async(handle_signals=True)),
     "service, trio": lambda runner: anyio.run(lambda: runner.train_async(handle_signals=True), backend="trio"),
-    "thread": lambda runner: anyio.run(anyio.to_thread.run_sync, runner.train),
+    "thread": lambda runner: anyio.run(lambda: anyio.to_thread.run_sync(runner.train)),
 }
 """Where a run lives; on a thread that is not the main one it leaves signals alone."""
 
@@ -146,7 +146,7 @@ def _interrupt(drill: Drill, case: Case, work_dir: Path) -> tuple[Ended, float]:
 
 def _train(drill: Drill, case: Case, work_dir: Path, telling: int) -> dict[str, Any]:
     if drill.is_broken:
-        SignalGuard._handle = lambda _, number, frame: _take_effect(number)  # type: ignore[method-assign]
+        SignalGuard._handle = lambda _, number, frame: _take_effect(number)  # type: ignore[assignment, method-assign]
     runner = make_learner(work_dir, resume="auto")
     before = {number: signal.getsignal(number) for number in STOPS}
 

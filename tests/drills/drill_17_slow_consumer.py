@@ -84,7 +84,7 @@ def _check(drill: Drill, title: str, lane: str, found: dict[str, Any]) -> None:
 def _fill(drill: Drill, lane: str, kind: str) -> dict[str, Any]:
     """Publish to one who never takes anything, and return what came of it."""
     if drill.is_broken:
-        Backlog._make_room = Endless._make_room  # type: ignore[method-assign]
+        Backlog._make_room = Endless._make_room  # type: ignore[assignment, method-assign]
     release = threading.Event()
     with EventBus(drain_timeout=0.01) as bus:
         _subscribe(bus, lane, kind, release)

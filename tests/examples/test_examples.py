@@ -175,6 +175,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcomes]:
         pool.shutdown(cancel_futures=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: " ".join([call.example, *call.arguments]))
 def test_an_example_runs_and_shows_what_it_promises(outcomes: Outcomes, call: Call) -> None:
     """It ends well, without a warning or a failed thread, and prints its essential lines."""
@@ -184,6 +185,7 @@ def test_an_example_runs_and_shows_what_it_promises(outcomes: Outcomes, call: Ca
     assert missing_lines(call, process.stdout) == [], process.stdout
 
 
+@pytest.mark.slow
 def test_the_digits_example_names_a_checkpoint_that_exists(outcomes: Outcomes) -> None:
     """The path behind `best checkpoint:` leads to a complete checkpoint."""
     process, directory = outcomes(next(call for call in CALLS if call.example == "digits.py"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as lrs
@@ -112,6 +112,7 @@ def test_the_factor_survives_a_resume(spec: Any) -> None:
         assert step(resumed, after, number) == step(straight, ours, number)
 
 
+@settings(max_examples=50, deadline=None)
 @given(changes=st.lists(st.tuples(st.integers(0, 11), st.floats(1e-4, 10.0)), max_size=5))
 def test_the_last_one_counts(changes: list[tuple[int, float]]) -> None:
     """Set as often as one likes, the rate is what was set last times what the schedule did since."""

@@ -9,7 +9,7 @@ import pytest
 
 from hookbus.bus import EventBus
 from hookbus.checkpoint import load_checkpoint
-from hookbus.events import AfterTrainEpoch, AfterTrainIter, AfterVal, BeforeTrainIter, Event
+from hookbus.events import AfterTrainEpoch, AfterTrainIter, AfterVal, BeforeTrainIter, Event, LogRecorded
 from hookbus.hooks import (
     CheckpointHook,
     DistSamplerSeedHook,
@@ -24,7 +24,7 @@ from hookbus.optim import OptimWrapper
 from hookbus.priority import get_priority
 from hookbus.runner import Runner
 from hookbus.testing import make_runner
-from tests.runner.builders import read_records, same, weights
+from tests.runner.builders import record, same, weights
 from tests.tutorial.hooks import CLASSIC, NamedHook
 
 NAMES = ["HIGHEST", "VERY_HIGH", "HIGH", "ABOVE_NORMAL", "NORMAL", "BELOW_NORMAL", "LOW", "VERY_LOW", "LOWEST"]
@@ -193,16 +193,12 @@ def test_a_custom_hook_stands_between_the_timer_and_the_logger(tmp_path: Path) -
     seen: list[tuple[int, int]] = []
 
     class Unassuming(Hook):
-        def after_train_iter(self, runner: Runner, hub: MessageHub) -> None:
-            seen.append((len(hub.get_scalar("train/time").data[0]), lines_so_far(runner)))
+        def after_train_iter(self, hub: MessageHub) -> None:
+            seen.append((len(hub.get_scalar("train/time").data[0]), len(lines)))
 
     hooks = dict(logger=dict(interval=1), checkpoint=None)
     runner = make_runner(tmp_path, custom_hooks=[Unassuming()], default_hooks=hooks, train_cfg=dict(max_epochs=1))
+    lines = record(runner.bus, LogRecorded)
     runner.train()
     assert Unassuming.priority == "NORMAL"
     assert seen == [(1, 0), (2, 1), (3, 2)]  # its iteration is timed, and not logged yet
-
-
-def lines_so_far(runner: Runner) -> int:
-    """Return how many records were written."""
-    return len(read_records(runner)) if (runner.log_dir / "metrics.jsonl").exists() else 0
