@@ -47,10 +47,12 @@ class Delivery:
         writer: where the records go.
         bus: the bus that they are published on.
         place: where the run logs to.
+        logger: whose records are for this writer, where a run has several loggers.
     """
 
-    def __init__(self, writer: Writer, bus: EventBus, place: RunPlace) -> None:
+    def __init__(self, writer: Writer, bus: EventBus, place: RunPlace, logger: str = "") -> None:
         self.name = type(writer).__name__
+        self._logger = logger
         self._writer = writer
         self._place = place
         self._is_open = False
@@ -69,11 +71,17 @@ class Delivery:
         """Yield what the writer has a use for: an event, what takes it, and a filter."""
         writer, kind = self._writer, type(self._writer)
         shows = kind.show is not Writer.show
-        yield LogRecorded, lambda event: self._deliver(self._write, event), None if shows else _is_kept
+        yield LogRecorded, lambda event: self._deliver(self._write, event), self._kept_ones if not shows else self._own_ones
         if kind.write_images is not Writer.write_images:
             yield ImagesDrawn, lambda event: self._deliver(writer.write_images, event), None
         if kind.write_histograms is not Writer.write_histograms:
             yield HistogramsTaken, lambda event: self._deliver(writer.write_histograms, event), None
+
+    def _own_ones(self, record: LogRecorded) -> bool:
+        return record.logger == self._logger
+
+    def _kept_ones(self, record: LogRecorded) -> bool:
+        return not record.is_progress and record.logger == self._logger
 
     # --- on the threads of the writer ---------------------------------------------------------------------------------
 
@@ -216,7 +224,3 @@ class _Intake:
         """Take nothing more."""
         self._counting.cancel()
         self._taking.cancel()
-
-
-def _is_kept(record: LogRecorded) -> bool:
-    return not record.is_progress

@@ -487,6 +487,8 @@ class LogRecorded(Event):
     text: str
     is_progress: bool = False
     """Whether it only shows how far a validation or test has come, and is not to be kept."""
+    logger: str = ""
+    """Which LoggerHook made it, where a run has several; the writers of the others leave it out."""
     counted: ClassVar[tuple[str, int] | None] = ("iter", 0)
 
 

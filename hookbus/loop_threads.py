@@ -92,8 +92,10 @@ class LoopThread:
         async with anyio.create_task_group() as tasks:
             self._bridge.open(tasks)
             self._ready.set()
-            await self._leave.wait()
-            self._bridge.close()
+            try:
+                await self._leave.wait()
+            finally:  # also where somebody stopped the loop, or cancelled all its tasks
+                self._bridge.close()
 
 
 async def run_in_thread(bridge: Bridge, body: Callable[[], T], *, name: str, on_cancel: Callable[[], None]) -> T:

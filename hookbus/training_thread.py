@@ -87,6 +87,7 @@ class TrainingThread:
         self._is_over = False
         """Whether nothing can be done on this thread any more."""
         self._requests = StepRequests()
+        self._at_boundary, self._controls = self._requests.at_boundary, self._requests.controls  # for the hot path
         self._posts = Posts(self.mailbox, hub)
 
     # --- on the training thread ---------------------------------------------------------------------------------------
@@ -128,13 +129,12 @@ class TrainingThread:
 
         An action that fails ends the run: a save that was asked for and did not happen must not pass unnoticed.
         """
-        requests = self._requests
-        if self.bridge.has_lost_its_loop:
+        if self._backend is None and self.bridge.has_lost_its_loop:
             self._stop_without_loop()
         if not self.mailbox.empty():
             self.mailbox.serve()
-        if requests.at_boundary or requests.controls:
-            requests.carry_out(with_boundary=True)
+        if self._at_boundary or self._controls:
+            self._requests.carry_out(with_boundary=True)
         if self._hub.dirty:  # written between two publishes, by the model for instance
             self._hub.commit()
         if self.is_paused:

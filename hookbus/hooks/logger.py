@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
+
 from hookbus._config import refuse, shown
 from hookbus._hyperparameters import hyperparameters_of
 from hookbus._log_copy import LogCopy
@@ -74,6 +76,8 @@ class LoggerHook(Hook):
         self._evaluating: Mode | None = None
         self._writers = [_make_writer(spec, index) for index, spec in enumerate(writers)]
         self._is_open = False
+        self._name = ""
+        """Tells its records from those of other loggers of the run; empty for the first one."""
         self._deliveries: list[Delivery] = []
         self._hyperparameters = dict(hyperparameters or {})
         self._closing_timeout = closing_timeout
@@ -157,7 +161,7 @@ class LoggerHook(Hook):
     def _publish(self, runner: Any, record: Record) -> None:
         if not self._is_open:
             self._open(runner)  # without training, or registered in its middle, writers wait for the first record
-        runner.bus.emit(record)
+        runner.bus.emit(msgspec.structs.replace(record, logger=self._name) if self._name else record)
 
     def _open(self, runner: Any) -> None:
         place = RunPlace(
@@ -168,7 +172,9 @@ class LoggerHook(Hook):
             hyperparameters=hyperparameters_of(runner) | self._hyperparameters,
             position=lambda: self._position(runner),
         )
-        self._deliveries = [Delivery(writer, runner.bus, place) for writer in self._writers]
+        others = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
+        self._name = "" if self is others[0] else f"{type(self).__name__}_{others.index(self) + 1}"
+        self._deliveries = [Delivery(writer, runner.bus, place, self._name) for writer in self._writers]
         self._is_open = True
 
     def _position(self, runner: Any) -> RunPosition:

@@ -116,8 +116,8 @@ class BaseLoop(ABC):
                 batch, waited = move(loaded), perf_counter() - asked
                 if may_leave_a_batch and self._stop_came_meanwhile():
                     return
-                self._steps += 1
-                if self._steps >= self._switch_timing_at:
+                steps = self._steps = self._steps + 1
+                if steps >= self._switch_timing_at:
                     self._switch_timing()
                 yield batch_idx, batch, waited
                 asked = perf_counter()

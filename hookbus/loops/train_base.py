@@ -141,7 +141,8 @@ class TrainLoop(BaseLoop):
                 AfterTrainIter(epoch=epoch, iter=iteration, batch_idx=batch_idx, data_time=data_time),
                 {"runner": runner, "data_batch": batch, "outputs": outputs},
             )
-        self.tell_landed()
+        if bus.has_subscribers(ScalarsLanded):
+            self.tell_landed()
         progress.iter = iteration + 1
         progress.batch_idx = batch_idx + 1
         self.position.done += 1
