@@ -75,5 +75,5 @@ def _started_since(before: Iterable[threading.Thread]) -> list[threading.Thread]
 def _may_stay(thread: threading.Thread) -> bool:
     if isinstance(thread, threading._DummyThread):
         return True  # a native thread, such as torch's of one device's backward pass, that ran Python once: nobody can join it
-    # Idle workers of trio, which live on for ten seconds (a busy one has the name of its job), and those of an exporter of telemetry.
+    # Idle workers of trio live on for ten seconds (a busy one has the name of its job); so do those of an exporter of telemetry.
     return thread.name.startswith(("Trio thread ", "Otel"))

@@ -26,7 +26,7 @@ def run(*options: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(sys.platform != "linux", reason="most drills need fork and limits of Linux")
 @pytest.mark.parametrize("options", [(), ("--broken",)], ids=["sound", "broken"])
 def test_every_drill_passes_and_catches_its_twin(options: tuple[str, ...]) -> None:

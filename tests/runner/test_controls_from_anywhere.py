@@ -146,7 +146,7 @@ def test_a_control_that_comes_too_late_is_refused(control: str, tmp_path: Path) 
     answers: list[Any] = []
     runner.bus.subscribe(AfterRun, lambda: answers.append(ask(runner, control)))
     runner.train()
-    with pytest.raises(RunEnded, match=rf"{control}\(\) could not take effect: the run ended before the next step boundary"):
+    with pytest.raises(RunEnded, match=rf"{control}\(\) cannot take effect: the run ends, no step boundary follows"):
         answers[0].result(0)
     with pytest.raises(RunEnded, match=rf"{control}\(\) cannot take effect: no run of"):
         ask(runner, control)

@@ -630,7 +630,7 @@ def test_requests_that_come_too_late_say_that_the_run_is_over(tmp_path: Path) ->
     runner.bus.subscribe(AfterRun, lambda runner: answers.append(runner.save_checkpoint("late")))
     runner.train()
     for answer, what in zip(answers, [r"stop\(\)", "saving late"], strict=True):
-        with pytest.raises(RunEnded, match=f"{what} could not take effect"):
+        with pytest.raises(RunEnded, match=f"{what} cannot take effect: the run ends"):
             answer.result(0)
     with pytest.raises(RunEnded):
         runner.run_on_main_stream(print)
