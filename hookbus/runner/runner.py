@@ -159,7 +159,7 @@ class Runner(RunControls):
         self._saver = Saver(self)
         self.debug = debug
         self._load_from = load_from
-        self._allow = tuple(allow)
+        self._allow = (allow,) if isinstance(allow, str) else tuple(allow)
         self._resume = load_from if resume is True and load_from is not None else resume
         self._rng_state: Mapping[str, Any] | None = None
         self.running: str | None = None

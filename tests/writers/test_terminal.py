@@ -276,7 +276,7 @@ def test_another_live_display_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
 INTERRUPTED = """
 import signal, sys
 import torch
-from tests.runner.builders import make_runner
+from hookbus.testing import make_runner
 from hookbus.events import AfterTrainIter
 from pathlib import Path
 
