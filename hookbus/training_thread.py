@@ -288,7 +288,8 @@ class TrainingThread:
     def _take(self, request: StepRequest, *, waits_for_boundary: bool) -> None:
         with self._requests.lock:
             if self._requests.is_closed:
-                request.answer.set_error(RunEnded(f"{request.answer.what} cannot take effect: the run ends, no step boundary follows"))
+                msg = f"{request.answer.what} cannot take effect: the run ends, no step boundary follows"
+                request.answer.set_error(RunEnded(msg))
                 request.answer.forgive()
                 return
             self._requests.add(request, waits_for_boundary=waits_for_boundary)

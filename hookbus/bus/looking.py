@@ -39,6 +39,7 @@ class Looking(Subscribing):
         super().__init__()
         self._counters: dict[type[Event], Counter] = {}
         self._entered_at = time.perf_counter()
+        self._final_costs: list[HandlerCost] | None = None
         self._hand_out: Callable[[], object] = lambda: None
 
     @abstractmethod
@@ -75,12 +76,20 @@ class Looking(Subscribing):
 
         Calls at every step are timed now and then, all others each time, so that this costs next to nothing.
         """
+        if self._final_costs is not None:
+            return self._final_costs
         with self._lock:
             timed = [subscription for subscription in self._subscriptions if subscription.timed_calls]
         passed = time.perf_counter() - self._entered_at
         return sorted((_cost(subscription, passed) for subscription in timed), key=lambda cost: -cost.seconds)
 
+    def close_costs(self) -> list[HandlerCost]:
+        """Return the costs, which stay readable as they are now until the bus is entered again."""
+        self._final_costs = self.costs()
+        return self._final_costs
+
     def _forget_costs(self) -> None:
+        self._final_costs = None
         self._entered_at = time.perf_counter()
         for subscription in self._subscriptions:
             subscription.forget_times()

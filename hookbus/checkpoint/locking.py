@@ -67,7 +67,7 @@ class DirectoryLocks:
             key = directory.resolve()
             if key in self._held:
                 continue
-            with write_errors(f"checkpoints cannot be written to {directory}"):
+            with write_errors(f"checkpoints cannot be written to {directory}, as a trial shows"):
                 lock = _lock(directory, files)
             if lock is not None:
                 self._held[key] = lock

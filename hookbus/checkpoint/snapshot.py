@@ -26,6 +26,7 @@ from hookbus.checkpoint.encode import StoredWeight, encode_state
 from hookbus.checkpoint.files import Files
 from hookbus.checkpoint.linking import linked
 from hookbus.checkpoint.manifest import (
+    MANIFEST_FILE,
     STATE_FILE,
     CheckpointInfo,
     check_digest,
@@ -147,9 +148,19 @@ def verify_checkpoint(path: str | Path, *, files: Files | None = None) -> Checkp
 
 
 def _read_info(path: Path, files: Files) -> CheckpointInfo:
+    if path.is_file():
+        is_inside = (path.parent / MANIFEST_FILE).exists()
+        hint = f"give the directory {path.parent}" if is_inside else "read it with hookbus.import_weights and load_state_dict"
+        message = f"{path} is a file, expected the directory of a checkpoint; {hint}"
+        raise CheckpointError(message)
     if not path.is_dir():
         known = [info.name for info in CheckpointStore(path.parent).list()]
         message = f"there is no checkpoint at {path}; {choices(path.name, known)}"
+        raise CheckpointError(message)
+    inside = [] if (path / MANIFEST_FILE).exists() else sorted(path.glob(f"**/{MANIFEST_FILE}"))
+    if inside:
+        found = [str(file.parent.relative_to(path)) for file in inside]
+        message = f"{path} is a directory with checkpoints and not one itself; {choices(path.name, found)}"
         raise CheckpointError(message)
     return read_manifest(path, files)
 

@@ -15,7 +15,7 @@ from hookbus.best_metric import BestScores, Rule, listed, metric_problems
 from hookbus.checkpoint.places import directory_of
 from hookbus.checkpoint.publishing import PUBLISHABLE, publish_weights
 from hookbus.distributed import is_main_process
-from hookbus.errors import ConfigError, InvalidName, choices
+from hookbus.errors import InvalidName, choices
 from hookbus.hooks.base import Hook
 from hookbus.hub import MessageHub
 
@@ -99,7 +99,6 @@ class CheckpointHook(Hook):
         used = {
             "after_train_iter": not self.by_epoch,
             "after_train_epoch": self.by_epoch,
-            "before_train": self.save_best is not None,
             "after_val_epoch": self.save_best is not None,
             "after_train": self.save_last or bool(self.published_keys),
             "after_run": bool(self.published_keys),
@@ -111,10 +110,17 @@ class CheckpointHook(Hook):
         return None if self.out_dir is None else directory_of(work_dir, self.out_dir)
 
     def before_train(self, runner: Any) -> None:
-        """Refuse to wait for a metric that no validation will give."""
-        if runner.val_loop is None:
-            msg = f"CheckpointHook.save_best={self.save_best!r} needs a validation; give the runner a val_dataloader"
-            raise ConfigError(msg)
+        """Refuse to wait for a metric that no validation will give, and for weights that no hook averages."""
+        problems = []
+        if self.save_best is not None and runner.val_loop is None:
+            problems.append(f"CheckpointHook.save_best={self.save_best!r} needs a validation; give the runner a val_dataloader")
+        averaging = any(getattr(hook, "keeps_averaged_weights", False) for hook in runner.hooks)
+        if "averaged" in self.published_keys and not averaging:
+            problems.append("CheckpointHook.published_keys: 'averaged', but no hook of this run averages weights; add an EMAHook")
+        refuse(problems)
+        if self.by_epoch and self.interval > 0 and not runner.train_loop.by_epoch:
+            message = "CheckpointHook counts epochs, and training by iterations is one: nothing is saved before its end; %s"
+            runner.logger.warning(message, "give it by_epoch=False and an interval in iterations")
 
     def after_train_iter(self, runner: Any, iter: int) -> None:
         """Ask for a save where one is due."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 __all__ = ("LoggerHook",)
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -75,6 +75,7 @@ class LoggerHook(Hook):
         """Batches of the running validation or test so far; its dataloader may not know its length."""
         self._evaluating: Mode | None = None
         self._writers = [_make_writer(spec, index) for index, spec in enumerate(writers)]
+        refuse(list(_doubled(self._writers)))
         self._is_open = False
         self._name = ""
         """Tells its records from those of other loggers of the run; empty for the first one."""
@@ -188,6 +189,14 @@ class LoggerHook(Hook):
             batch=self._batches,
             num_batches=getattr(runner, f"{mode}_loop").num_batches if mode else None,
         )
+
+
+def _doubled(writers: Sequence[Writer]) -> Iterator[str]:
+    """Yield a sentence for each built-in writer that would write where another one of its kind does."""
+    for index, writer in enumerate(writers):
+        first = next(place for place, other in enumerate(writers) if type(other) is type(writer))
+        if first != index and type(writer).__module__.startswith("hookbus."):
+            yield f"LoggerHook.writers[{index}]: {type(writer).__name__} writes where writers[{first}] does; leave one out"
 
 
 def _make_writer(spec: Any, index: int) -> Writer:

@@ -22,8 +22,10 @@ from hookbus.loading import LoaderPosition, start_loading, stop_loading
 from hookbus.progress import Progress
 from hookbus.training_thread import TrainingThread
 
-TIMED_EVERY = 64
-"""Steps between two whose handlers are timed, in the long run."""
+TIMED_EVERY = 16
+"""Steps between two whose handlers are timed, on average in the long run."""
+GOLDEN = 0.6180339887498949
+"""Multiples of the golden ratio are spread evenly, and so in step with no interval that somebody chose for a handler."""
 
 
 @dataclass
@@ -57,8 +59,11 @@ class BaseLoop(ABC):
         self.position = LoaderPosition()
         """Where the running pass over the data stands."""
         self._steps = 0
+        self._timed_thread: TrainingThread | None = None
+        """The thread of the run whose steps are counted."""
         self._is_timed = False
-        self._switch_timing_at = 2  # the first step does what is done only once
+        self._switch_timing_at = 0
+        self._spread = 0.0
 
     @abstractmethod
     def run(self) -> dict[str, Any]:
@@ -108,6 +113,7 @@ class BaseLoop(ABC):
             EmptyDataLoader: there was not a single batch.
         """
         move = self.context.move
+        self._begin_timing()
         may_leave_a_batch = self._may_leave_a_batch()
         batch_idx = self.position.done - 1
         with self._iterating(number) as iterator:
@@ -145,11 +151,21 @@ class BaseLoop(ABC):
         finally:
             stop_loading(iterator)
 
+    def _begin_timing(self) -> None:
+        """Count steps anew in each run; the first one does what is done only once, and is not timed."""
+        if self._timed_thread is not self.context.thread:
+            self._timed_thread = self.context.thread
+            self._steps, self._switch_timing_at, self._is_timed, self._spread = 0, 2, False, 0.0
+
     def _switch_timing(self) -> None:
-        """Have the handlers of the 2nd, the 4th, ... the 64th and then of every 64th step timed, and no others."""
+        """Have the handlers of some steps timed, and no others: many at first, then one of `TIMED_EVERY` on average."""
         self._is_timed = not self._is_timed
         self.context.bus.time_steps(self._is_timed)
-        self._switch_timing_at = self._steps + (1 if self._is_timed else min(self._steps - 1, TIMED_EVERY) - 1)
+        self._switch_timing_at = self._steps + (1 if self._is_timed else self._steps_until_timed())
+
+    def _steps_until_timed(self) -> int:
+        self._spread = (self._spread + GOLDEN) % 1.0
+        return 1 + int(self._spread * 2 * min(self._steps - 1, TIMED_EVERY))
 
     def _stop_came_meanwhile(self) -> bool:
         thread = self.context.live_thread

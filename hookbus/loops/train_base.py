@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from hookbus.errors import ConfigError
 from hookbus.events import AfterTrain, AfterTrainIter, BeforeTrain, BeforeTrainIter, ScalarsLanded
 from hookbus.loops.base import BaseLoop, LoopContext
+from hookbus.random_state import restore_rng_state, rng_state
 from hookbus.steps import TrainStep
 
 
@@ -154,13 +155,20 @@ class TrainLoop(BaseLoop):
             self.context.progress.validation_due = count == self.maximum or count % self.val_interval == 0
 
     def _validate(self) -> None:
-        """Validate, unless there is no validation loop any more; a stop in the middle leaves the validation due."""
-        thread = self.context.live_thread
-        metrics = {} if self._val_loop is None else self._val_loop.run()
-        if not thread.stop_requested:
+        """Validate, unless there is no validation loop any more; a stop in the middle leaves the validation due.
+
+        It will begin anew then, and draw what it drew now, so that the run stays the one that was never stopped.
+        """
+        thread, loop = self.context.live_thread, self._val_loop
+        generators, place = rng_state(), {} if loop is None else loop.state_dict()
+        metrics = {} if loop is None else loop.run()
+        if metrics or not thread.stop_requested:  # a stop behind the last batch comes too late to leave it due
             self.context.progress.validation_due = False
             self._metrics = metrics or self._metrics
             self.tell_landed()
+        elif loop is not None:
+            restore_rng_state(generators)
+            loop.load_state_dict(place)
         thread.step_boundary()
 
 

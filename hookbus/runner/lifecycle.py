@@ -66,6 +66,7 @@ class _Run:
         self._name = name
         self._thread = thread
         self._is_drained = True
+        self._began_at = runner.iter
 
     def conduct(self) -> dict[str, Any]:
         """Take possession of hub, bus and log, run, and give everything back."""
@@ -95,6 +96,7 @@ class _Run:
         try:
             self._emit(BeforeRun, loop=self._name)
             self._runner.prepare()
+            self._began_at = self._runner.iter
             metrics = loop.run()
         except BaseException as error:  # noqa: BLE001  it goes on below, once the run is closed
             failure = error
@@ -116,7 +118,7 @@ class _Run:
         if failure is not None and not isinstance(failure, CrossingCancelled):
             facts = self._describe(failure)
             failure = self._close(failure, "RunFailed", lambda: self._emit(RunFailed, **facts))
-        failure = self._close(failure, "the costs", lambda: report_costs(runner, self._name))
+        failure = self._close(failure, "the costs", lambda: report_costs(runner, self._name, runner.iter - self._began_at))
         outcome = failure
         failure = self._close(failure, "run.json", lambda: describe_end(runner, outcome))
         failure = self._close(failure, "AfterRun", lambda: self._emit(AfterRun, loop=self._name))

@@ -74,6 +74,8 @@ class Resumer:
             raise CheckpointError(msg)
         if path.name == str(path) and path.name in by_name:
             return by_name[path.name]
+        if path.is_file():
+            return path  # reading it says what to give instead
         msg = f"resume={self._resume!r}: there is no checkpoint at {path}; {choices(path.name, ['auto', *by_name])}"
         raise CheckpointError(msg)
 

@@ -95,11 +95,11 @@ class Saver:
     @contextmanager
     def _kept_to_itself(self, stores: Collection[CheckpointStore]) -> Iterator[None]:
         """Lock directories: until `release` where a run is live, else for the moment."""
-        if not self._is_prepared:
-            for store in stores:
-                store.probe()
         self._locks.take([store.directory for store in stores], self.store.files)
         try:
+            if not self._is_prepared:
+                for store in stores:
+                    store.probe()
             yield
         finally:
             if self.host is None:
