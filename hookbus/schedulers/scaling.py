@@ -51,7 +51,10 @@ def set_rate(group: _Group, rate: float) -> None:
 
 def is_scaled(optimizer: Optimizer) -> bool:
     """Return whether there is a factor on any of its rates."""
-    return any(_SCALE in group for group in optimizer.param_groups)
+    for group in optimizer.param_groups:  # noqa: SIM110  asked at every step, and a generator costs more
+        if _SCALE in group:
+            return True
+    return False
 
 
 @contextmanager

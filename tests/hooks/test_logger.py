@@ -408,3 +408,10 @@ def test_options_that_make_no_sense_are_refused_at_once(build: Callable[[], obje
     with pytest.raises(ConfigError) as caught:
         build()
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+def test_two_writers_of_one_kind_are_refused() -> None:
+    """They would write into the same file; writers of the user's own may be as many as wanted."""
+    with pytest.raises(ConfigError, match=r"writers\[2\]: JsonlWriter writes where writers\[0\] does"):
+        LoggerHook(writers=["jsonl", "terminal", "jsonl"])
+    LoggerHook(writers=[KeepingWriter(), KeepingWriter()])

@@ -363,6 +363,29 @@ def test_the_directory_of_all_checkpoints_is_not_one(tmp_path: Path) -> None:
             make_runner(tmp_path, resume=path).train()
 
 
+@pytest.mark.parametrize("option", ["load_from", "resume"])
+def test_a_file_is_no_checkpoint_and_the_error_says_what_to_give(option: str, tmp_path: Path) -> None:
+    """The directory that it lies in, or another function for a file of somebody else."""
+    train(tmp_path, 1)
+    foreign = tmp_path / "weights.pth"
+    foreign.write_bytes(b"weights")
+    for path, hint in (
+        (tmp_path / "checkpoints" / "epoch_1" / "model.safetensors", "is a file.*give the directory .*epoch_1"),
+        (foreign, r"is a file.*read it with hookbus\.import_weights"),
+    ):
+        options: dict[str, Any] = {option: path}
+        with pytest.raises(CheckpointError, match=hint):
+            make_learner(tmp_path, **options).train()
+
+
+def test_weights_are_not_loaded_from_the_directory_of_all_checkpoints(tmp_path: Path) -> None:
+    """It is not damaged; the ones in it are named."""
+    train(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"a directory with checkpoints and not one itself.*epoch_1") as caught:
+        make_learner(tmp_path / "new", load_from=tmp_path).train()
+    assert not isinstance(caught.value, CheckpointCorrupt)
+
+
 def test_a_name_alone_is_looked_for_among_the_checkpoints_of_the_run(tmp_path: Path) -> None:
     """And one that is not there is answered with those that are."""
     train(tmp_path, 2)

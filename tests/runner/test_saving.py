@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from hookbus.checkpoint import CheckpointStore, load_checkpoint, verify_checkpoint
-from hookbus.errors import CheckpointError, CheckpointWriteError, Skip
+from hookbus.errors import CheckpointWriteError, ConfigError, Skip
 from hookbus.events import AfterTrainIter, BeforeSaveCheckpoint, CheckpointCommitted
 from hookbus.hooks import CheckpointHook, Hook
 from hookbus.runner import Runner
@@ -252,11 +252,11 @@ def test_what_was_not_saved_is_not_published(tmp_path: Path) -> None:
 
 
 def test_weights_that_no_hook_averages_cannot_be_published(tmp_path: Path) -> None:
-    """The error names those that can; the checkpoint itself is there."""
+    """That is said before the first step, with the hook that would."""
     runner = make(tmp_path, 1, dict(published_keys="averaged"))
-    with pytest.raises(CheckpointError, match=r"holds no weights 'averaged'.*state_dict"):
+    with pytest.raises(ConfigError, match="'averaged', but no hook of this run averages weights; add an EMAHook"):
         runner.train()
-    assert checkpoints(tmp_path) == ["epoch_1"]
+    assert runner.iter == 0
 
 
 # --- a best checkpoint right after a periodic one ---------------------------------------------------------------------
