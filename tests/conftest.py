@@ -8,9 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
-import hypothesis  # noqa: F401  it looks for random generators as it is imported, and finds none once they are frozen
 import pytest
+
+with suppress(ImportError):  # some environments have no need of it
+    import hypothesis  # noqa: F401  it looks for random generators as it is imported, and finds none once they are frozen
 
 THREAD_GRACE = 5.0
 """Seconds a thread may take to end after its test, on a machine that is busy with something else."""
