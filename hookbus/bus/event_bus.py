@@ -194,8 +194,8 @@ class EventBus(Hosting):
         try:  # costs nothing where it succeeds, unlike asking first
             emitter = self._emitters[type(event)]
         except KeyError:
-            self._plan(type(event))
-            emitter = self._emitters[type(event)]
+            plan = self._plan(type(event))  # and not the table again: another thread may have emptied it meanwhile
+            emitter = plan.emit if isinstance(event, IterEvent | StepEvent) and not self._is_timing else plan.timed_emit
         return emitter(event, live)
 
     def publish(self, event: Event, live: Live = _NO_LIVE) -> Awaitable[Skip | None]:
